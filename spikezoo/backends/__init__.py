@@ -1,0 +1,44 @@
+"""Who computes a neuron: `reference` defines the result, every other backend must agree with it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from spikezoo.catalog import registry
+from spikezoo.errors import OptionError
+from spikezoo.neurons import Neuron, State
+
+
+class Backend(Protocol):
+    """Computes neurons without changing the model: same weights, same spikes."""
+
+    def supports(self, neuron: Neuron) -> bool:
+        """Whether this backend has the neuron."""
+
+    def run(self, neuron: Neuron, current: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Current [T, N, *] -> spikes [T, N, *] and the last state; `None` starts from rest."""
+
+
+def set_backend(network: nn.Module, name: str) -> None:
+    """Lets a backend compute every spiking layer of a network.
+
+    Raises:
+        UnknownNameError: no such backend.
+        OptionError: the backend lacks a neuron of the network; says which backends have it.
+    """
+    backend: Backend = registry("backends").get(name)
+    for layer in network.modules():
+        if isinstance(layer, Neuron):
+            if not backend.supports(layer):
+                having = [
+                    other
+                    for other in registry("backends").names()
+                    if registry("backends").get(other).supports(layer)
+                ]
+                raise OptionError(
+                    f"backend '{name}' has no neuron '{type(layer).__name__}'; "
+                    f"backends that have it: {', '.join(having)}"
+                )
+            layer.backend = name

@@ -1,0 +1,102 @@
+"""Table of contents: every kind, every built-in as `name: ("module:attr", what it is)`.
+
+Reading it imports nothing else of the package. To add a built-in: write it, add its line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from spikezoo.errors import unknown
+from spikezoo.registry import Registry
+
+_BUILTINS: dict[str, dict[str, tuple[str, str]]] = {
+    "generators": {
+        "ann": ("spikezoo.models.dcgan:ANNGenerator", "DCGAN of the tutorials, no spikes: the twin"),
+        "snn_front": ("spikezoo.models.dcgan:SNNFront", "spikes at the first upsampling"),
+        "snn_middle": ("spikezoo.models.dcgan:SNNMiddle", "spikes at the second upsampling"),
+        "snn_back": ("spikezoo.models.dcgan:SNNBack", "spikes behind the last convolution"),
+        "snn_extractor": ("spikezoo.models.dcgan:SNNExtractor", "encoder, spikes, decoder"),
+        "snn_full": ("spikezoo.models.dcgan:SNNFull", "every hidden layer spikes"),
+    },
+    "discriminators": {
+        "ann": ("spikezoo.models.dcgan:ANNDiscriminator", "four strided convolutions, LeakyReLU"),
+        "snn": ("spikezoo.models.dcgan:SNNDiscriminator", "the same four convolutions, spiking"),
+    },
+    "neurons": {
+        "lif": ("spikezoo.neurons.lif:LIF", "leaky integrate-and-fire"),
+    },
+    "backends": {
+        "reference": ("spikezoo.backends.reference:REFERENCE", "a loop of `step`: the definition"),
+        "native": ("spikezoo.backends.native:NATIVE", "explicit backward pass through time"),
+    },
+    "surrogates": {
+        "atan": ("spikezoo.surrogates:atan", "alpha/2 / (1 + (pi/2 alpha u)^2)"),
+        "sigmoid": ("spikezoo.surrogates:sigmoid", "alpha s(alpha u) (1 - s(alpha u))"),
+        "fast_sigmoid": ("spikezoo.surrogates:fast_sigmoid", "1 / (1 + alpha |u|)^2"),
+        "triangle": ("spikezoo.surrogates:triangle", "alpha max(0, 1 - alpha |u|)"),
+        "straight_through": ("spikezoo.surrogates:straight_through", "1"),
+        "erf": ("spikezoo.surrogates:erf", "alpha/sqrt(pi) exp(-(alpha u)^2)"),
+    },
+    "readouts": {
+        "mean": ("spikezoo.readouts:Mean", "firing rate: the mean over T"),
+        "membrane": ("spikezoo.readouts:Membrane", "potential of a non-firing leaky layer"),
+        "weighted": ("spikezoo.readouts:Weighted", "one learned weight per time step"),
+    },
+    "losses": {
+        "bce": ("spikezoo.losses:BCE", "non-saturating cross entropy"),
+        "hinge": ("spikezoo.losses:HINGE", "hinge"),
+        "lsgan": ("spikezoo.losses:LSGAN", "least squares"),
+        "wgan_gp": ("spikezoo.losses:WGAN_GP", "Wasserstein with gradient penalty"),
+    },
+    "datasets": {
+        "digits": ("spikezoo.data:DIGITS", "scikit-learn's handwritten digits, bundled"),
+        "mnist": ("spikezoo.data:MNIST", "ylecun/mnist: 60,000 grey digits"),
+        "fashion_mnist": ("spikezoo.data:FASHION_MNIST", "zalando-datasets/fashion_mnist"),
+        "cifar10": ("spikezoo.data:CIFAR10", "uoft-cs/cifar10: 50,000 colour photographs"),
+        "folder": ("spikezoo.data:FOLDER", "a directory of images, named by --data"),
+    },
+    "features": {},
+}
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    kind: Registry(kind, table) for kind, table in _BUILTINS.items()
+}
+
+
+def registry(kind: str) -> Registry[Any]:
+    """The registry of a kind.
+
+    Raises:
+        UnknownNameError: no such kind.
+    """
+    if kind not in REGISTRIES:
+        raise unknown("kind", kind, REGISTRIES)
+    return REGISTRIES[kind]
+
+
+def names(kind: str, pattern: str = "*") -> list[str]:
+    """The sorted names of a kind that match a shell pattern; imports nothing heavy.
+
+    >>> names("generators", "snn_m*")
+    ['snn_middle']
+    """
+    return registry(kind).names(pattern)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered class chosen by name, with its options; calling it builds one.
+
+    It is the default of a constructor's option that names another component, as in
+    `neuron: Component = Component("neurons", "lif")`; a spec then sets `neuron=...` and reaches
+    inside with `neuron.beta=...`.
+    """
+
+    kind: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return registry(self.kind).get(self.name)(*arguments, **self.options)

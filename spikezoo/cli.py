@@ -1,0 +1,209 @@
+"""The command `spikezoo`: a few lines each; the work is done by functions that Python has too."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from spikezoo import __version__
+from spikezoo.errors import OptionError, SpikeZooError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spikezoo.spec import Spec
+
+F = TypeVar("F", bound="Callable[..., Any]")
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+class _Main(click.Group):
+    """Turns our errors into one message and an exit status; `--debug` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SpikeZooError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"spikezoo: error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            if ctx.params.get("debug"):
+                raise
+            click.echo("spikezoo: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+option = functools.partial(click.option, show_default=True)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="spikezoo")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """The model zoo of spiking image generators.
+
+    \b
+    spikezoo train gen:snn_middle disc:snn            train on the bundled digits
+    spikezoo train gen:snn_back+disc:ann@cifar10      train on CIFAR-10
+    spikezoo sample runs/digits-snn_middle-snn        draw images
+    spikezoo list                                     what there is
+    """
+    logging.basicConfig(format="spikezoo: %(message)s", level=logging.INFO, stream=sys.stderr)
+
+
+@main.command()
+@click.argument("parts", nargs=-1, required=True, metavar="PART...")
+@option("--data", "data_dir", type=click.Path(path_type=Path), help="Folder of datasets, laid out "
+        "as the Hub's dataset repos; of images for @folder.  [default: SPIKEZOO_DATA, else the Hub]")
+@option("--kimg", type=click.FloatRange(min=0, min_open=True), help="Thousands of real images to "
+        "show.  [default: 300, or 40 for a small dataset]")
+@option("--recipe", type=click.Choice(["default", "paper"]), default="default", help="Settings to "
+        "start from; the options below replace single ones.")
+@option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]")
+@option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]")
+@option("--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 2e-4]")
+@option("--lr-d", type=float, help="Adam's learning rate of the discriminator.  [recipe: 2e-4]")
+@option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]")
+@option("--ema-halflife-kimg", type=float, help="Half-life of the averaged generator.  "
+        "[recipe: 10; paper: 0]")
+@option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, help="Of weights, latents and order.")
+@option("--side", type=int, default=32, help="Height and width of the images, divisible by 16.")
+@option("--backend", default="native", help="Who computes the spikes (spikezoo list backends).")
+@option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Of convolutions; "
+        "membrane potentials are float32 always.")
+@option("--device", default="cpu", help="Where to train: cpu, cuda, cuda:1.")
+@option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of runs.")
+@option("--resume", is_flag=True, help="Go on with the newest run of this spec and settings.")
+@option("--snapshot-kimg", type=click.FloatRange(min=0, min_open=True), help="Thousands of images "
+        "from one checkpoint and grid to the next.  [default: a tenth of --kimg]")
+@option("--tensorboard", is_flag=True, help="Write TensorBoard logs too.")
+@option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    parts: tuple[str, ...],
+    data_dir: Path | None,
+    kimg: float | None,
+    recipe: str,
+    device: str,
+    out: Path,
+    resume: bool,
+    snapshot_kimg: float | None,
+    tensorboard: bool,
+    dry_run: bool,
+    **given: Any,
+) -> None:
+    """Train a generator and a discriminator: spikezoo train gen:snn_middle disc:snn@mnist."""
+    spec = _spec(parts)
+    from spikezoo import train as training
+
+    chosen = training.settings(recipe, **given)
+    if dry_run:
+        _print_json(training.dry_run(spec, chosen, kimg))
+        return
+    result = training.train(
+        spec,
+        chosen,
+        kimg=kimg,
+        data_dir=data_dir,
+        out=out,
+        resume=resume,
+        snapshot_kimg=snapshot_kimg,
+        tensorboard=tensorboard,
+        device=device,
+    )
+    if result.finished:
+        click.echo(f"{result.images / 1000:g} kimg done; 64 images: {result.grid}")
+        return
+    again = [word for word in sys.argv[1:] if word != "--resume"] + ["--resume"]
+    click.echo(
+        f"stopped at {result.images / 1000:g} kimg and saved; "
+        f"go on with: spikezoo {shlex.join(again)}",
+        err=True,
+    )
+    ctx.exit(INTERRUPTED)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@option("--seeds", help="Seeds of the images, like 0-63 or 1,5,10-12.  [default: 0-63]")
+@option("--n", type=click.IntRange(min=1), help="In place of --seeds: the first N seeds.")
+@option("--out", type=click.Path(path_type=Path), help="PNG of the grid, or folder of the images.  "
+        "[default: RUN/samples/seeds-... ]")
+@option("--grid/--images", default=True, help="One picture of all, or a file for each seed.")
+@option("--columns", type=click.IntRange(min=1), default=8, help="Of the grid.")
+@option("--backend", default="native", help="Who computes the spikes.")
+@option("--device", default="cpu", help="Where to compute.")
+def sample(
+    run: Path, seeds: str | None, n: int | None, out: Path | None, grid: bool, columns: int,
+    backend: str, device: str,
+) -> None:
+    """Draw images from a trained RUN; image i depends on seed i alone."""
+    if seeds and n:
+        raise OptionError("--seeds and --n are two ways to say the same; give one of them")
+    from spikezoo import hub
+    from spikezoo import sample as sampling
+
+    text = seeds or f"0-{(n or 64) - 1}"
+    chosen = sampling.parse_seeds(text)
+    images = hub.load(run, backend=backend, device=device).sample(chosen)
+    if grid:
+        path = out or run / "samples" / f"seeds-{text}.png"
+        if path.suffix.lower() != ".png":
+            raise OptionError(f"--out of a grid is a .png file, given '{path}'; or use --images")
+        sampling.save_grid(images, path, columns)
+    else:
+        path = out or run / "samples" / f"seeds-{text}"
+        sampling.save_images(images, chosen, path)
+    click.echo(path)
+
+
+@main.command("list")
+@click.argument("kind", required=False)
+@click.argument("pattern", default="*")
+def list_(kind: str | None, pattern: str) -> None:
+    """List what there is: all kinds, or the names of a KIND that match a PATTERN."""
+    from spikezoo.catalog import REGISTRIES, registry
+
+    kinds = {kind: registry(kind)} if kind else REGISTRIES
+    for name, found in kinds.items():
+        entries = {n: found._entries(n)[0] for n in found.names(pattern)}
+        if not entries and kind is None:
+            continue
+        click.echo(name)
+        width = max(map(len, entries), default=0)
+        for n, entry in entries.items():
+            click.echo(f"  {n:{width}}  {entry.summary or entry.source}")
+        for conflict in found.conflicts():
+            click.echo(f"spikezoo: warning: {conflict}", err=True)
+
+
+@main.command()
+@click.argument("parts", nargs=-1, required=True, metavar="SPEC")
+@option("--side", type=int, default=32, help="Height and width of the images.")
+def show(parts: tuple[str, ...], side: int) -> None:
+    """Show a SPEC: its options, and its layers with shapes, parameters and spikes."""
+    spec = _spec(parts)
+    from spikezoo import describe
+
+    click.echo(describe.describe(spec, side))
+
+
+def _spec(parts: tuple[str, ...]) -> Spec:
+    from spikezoo.spec import Spec
+
+    return Spec.parse(" ".join(parts))
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2))

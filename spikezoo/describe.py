@@ -1,0 +1,90 @@
+"""What a spec builds, in words: options, layers, shapes, parameters, spikes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikezoo import zoo
+from spikezoo.monitor import spiking_layers
+from spikezoo.spec import Part, Spec
+
+TWIN = "ann"
+
+
+def describe(spec: Spec, side: int = 32) -> str:
+    """A text for `spikezoo show`: both networks of a spec at a side, beside their ANN twins."""
+    spec = zoo.canonical(spec)
+    shape = zoo.default_shape(spec.dataset, side)
+    lines = [str(spec), f"images {list(shape)} in [-1, 1], slug {spec.slug}"]
+    for part in (spec.gen, spec.disc):
+        options = zoo.resolve(part)
+        network = zoo.build(part.kind, part.name, options, shape)
+        x = _input(network, shape)
+        lines += ["", str(part), "  options  " + _options(options), *_layers(network, x)]
+        lines.append(_volume(part, network, shape))
+    return "\n".join(lines)
+
+
+def _input(network: nn.Module, shape: tuple[int, int, int]) -> Tensor:
+    latent_dim = getattr(network, "latent_dim", None)
+    return torch.zeros(1, *shape) if latent_dim is None else torch.zeros(1, latent_dim)
+
+
+def _options(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items()) or "none"
+
+
+@torch.no_grad()
+def _layers(network: nn.Module, x: Tensor) -> list[str]:
+    """One line per layer without children, in the order in which they compute."""
+    spiking = spiking_layers(network)
+    rows: list[tuple[str, str, str, str, str]] = []
+
+    def record(name: str, layer: nn.Module, output: Tensor) -> None:
+        parameters = sum(p.numel() for p in layer.parameters())
+        mark = "spikes" if name in spiking else ""
+        rows.append((name, type(layer).__name__, _shape(output, name in spiking), f"{parameters:,}", mark))
+
+    handles = [
+        layer.register_forward_hook(lambda m, _i, out, name=name: record(name, m, out))
+        for name, layer in network.named_modules()
+        if name and not list(layer.children())
+    ]
+    network.eval()(x)
+    for handle in handles:
+        handle.remove()
+    head = ("layer", "type", "output", "parameters", "")
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
+    return [
+        ("  " + "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True))).rstrip()
+        for row in [head, *rows]
+    ]
+
+
+def _shape(output: Tensor, spiking: bool) -> str:
+    """The output's shape with N for the batch; layers applied at each step say so."""
+    sizes = list(map(str, output.shape))
+    if spiking:
+        return f"[T={sizes[0]}, N, {', '.join(sizes[2:])}]"
+    batch = "N" if output.shape[0] == 1 else f"{sizes[0]}*N"  # the batch here is 1
+    return f"[{', '.join([batch, *sizes[1:]])}]"
+
+
+def _volume(part: Part, network: nn.Module, shape: tuple[int, int, int]) -> str:
+    """Parameters in all, and against the twin without spikes with the options that both have."""
+    count = _parameters(network)
+    text = f"  {count:,} parameters"
+    if part.name == TWIN:
+        return text
+    twin_part = Part(part.kind, TWIN)
+    own, twin_options = zoo.resolve(part), zoo.resolve(twin_part)
+    shared = {key: own.get(key, default) for key, default in twin_options.items()}
+    twin = _parameters(zoo.build(part.kind, TWIN, shared, shape))
+    return f"{text}, {100 * (count - twin) / twin:+.2f} % of the twin {twin_part} ({twin:,})"
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,68 @@
+"""From spikes to real values: [T, N, *] -> [N, *].
+
+Each is a weighted mean over T with weights that add up to 1, so its range is that of its input
+and anything affine behind it may as well stand in front of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spikezoo.errors import OptionError
+
+
+class Mean(nn.Module):
+    """The firing rate: mean over T."""
+
+    def __init__(self, T: int) -> None:
+        super().__init__()
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return spikes.mean(0)
+
+
+class Membrane(nn.Module):
+    """The last membrane potential of a leaky integrator that never fires.
+
+        v[t] = beta v[t-1] + s[t],   out = v[T] / (1 + beta + ... + beta^(T-1))
+
+    The divisor, its greatest value, makes the scale independent of T.
+    """
+
+    def __init__(self, T: int, *, beta: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= beta <= 1:
+            raise OptionError(f"readout.beta is a decay in [0, 1], given {beta}")
+        self.beta = beta
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        weights = self.beta ** torch.arange(len(spikes) - 1, -1, -1, device=spikes.device)
+        return _weigh(spikes, weights / weights.sum())
+
+
+class Weighted(nn.Module):
+    """One learned weight per time step, shared by samples: the mean at first.
+
+    The weights are the softmax of its parameter [T]. Usable at the T it was made for only.
+    """
+
+    def __init__(self, T: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(T))
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        if len(spikes) != len(self.weight):
+            raise OptionError(
+                f"readout=weighted learned one weight for each of T={len(self.weight)} steps and "
+                f"cannot read T={len(spikes)}; use readout=mean or membrane to change T"
+            )
+        return _weigh(spikes, self.weight.softmax(0))
+
+
+def _weigh(spikes: Tensor, weights: Tensor) -> Tensor:
+    """sum over t of weights[t] spikes[t], without a copy of [T, N, *]; float32 or wider inside."""
+    out = spikes[0].to(torch.promote_types(spikes.dtype, torch.float32)) * weights[0]
+    for s, w in zip(spikes[1:], weights[1:], strict=True):
+        out = out + s * w
+    return out.to(spikes.dtype)
