@@ -19,7 +19,8 @@ class Mean(nn.Module):
         super().__init__()
 
     def forward(self, spikes: Tensor) -> Tensor:
-        return spikes.mean(0)
+        # Not `mean`, whose gradient is written out for every step instead of expanded.
+        return spikes.sum(0) / len(spikes)
 
 
 class Membrane(nn.Module):
@@ -62,7 +63,8 @@ class Weighted(nn.Module):
 
 def _weigh(spikes: Tensor, weights: Tensor) -> Tensor:
     """sum over t of weights[t] spikes[t], without a copy of [T, N, *]; float32 or wider inside."""
-    out = spikes[0].to(torch.promote_types(spikes.dtype, torch.float32)) * weights[0]
+    wide = torch.promote_types(spikes.dtype, torch.float32)
+    out = spikes[0].to(wide) * weights[0]
     for s, w in zip(spikes[1:], weights[1:], strict=True):
-        out = out + s * w
+        out = out + s.to(wide) * w
     return out.to(spikes.dtype)

@@ -142,6 +142,7 @@ def _check_spiking_layers(network: nn.Module, x: Tensor) -> None:
             f"{layer} is {'dead' if rate == 0 else 'saturated'}: its firing rate is {rate:g}; "
             "scale the current into it",
         )
+    for name in spikes:
         zeroed = network.get_submodule(name).register_forward_hook(
             lambda _layer, _input, output: torch.zeros_like(output)
         )
@@ -212,8 +213,9 @@ def _check_repeats(network: nn.Module, x: Tensor) -> None:
     again = _run(network, x, "a batch")
     _require(torch.equal(plain, again), f"two calls of {_name(network)} in eval mode differ")
     strided = x.repeat_interleave(2, -1)[..., ::2]
-    same = torch.equal(plain, _run(network, strided, "a non-contiguous batch"))
-    _require(same, f"{_name(network)} gives other values for a non-contiguous input")
+    gaps = _distance(plain, _run(network, strided, "a non-contiguous batch"))
+    near = bool((gaps <= SAME * _distance(plain, plain.roll(1, 0)).mean()).all())
+    _require(near, f"{_name(network)} gives other values for a non-contiguous input")
 
 
 def _check_weights(network: nn.Module, x: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -69,12 +69,15 @@ def build(
     """One network from resolved options, as `resolve` gives them and config.json stores them.
 
     Raises:
-        OptionError: the constructor refuses a value; names the part.
+        OptionError: an option is missing or left over, or the constructor refuses its value;
+            names the part.
     """
     from spikezoo.backends import set_backend
 
     target = registry(REGISTRY_OF[kind]).get(name)
-    network: nn.Module = _construct(f"{kind}:{name}", target, shape, **_nest(target, options))
+    network: nn.Module = _construct(
+        f"{kind}:{name}", lambda: target(shape, **_nest(target, options))
+    )
     set_backend(network, backend or "native")
     return network
 
@@ -92,7 +95,7 @@ def neuron(name: str, *, backend: str = "native", **options: Any) -> Neuron:
     for key in options:
         if key not in _signature(target):
             raise unknown(f"option of neuron '{name}'", key, _signature(target))
-    layer: Neuron = _construct(f"neuron '{name}'", target, **options)
+    layer: Neuron = _construct(f"neuron '{name}'", lambda: target(**options))
     set_backend(layer, backend)
     return layer
 
@@ -183,19 +186,25 @@ def _long_keys(target: Any, given: dict[str, str], where: str) -> dict[str, str]
 def _nest(target: Any, options: Options) -> Options:
     """The keyword arguments of a constructor: `neuron` and `neuron.*` become one Component."""
     arguments: Options = {}
+    rest = dict(options)
     for key, parameter in _signature(target).items():
-        arguments[key] = options[key]
+        if key not in rest:
+            raise OptionError(f"option {key} of {target.__name__} is missing")
+        arguments[key] = rest.pop(key)
         if isinstance(parameter.default, Component):
-            kind, name = parameter.default.kind, options[key]
-            inside = _nest(registry(kind).get(name), _inside(key, options))
-            arguments[key] = Component(kind, name, inside)
+            kind, name = parameter.default.kind, str(arguments[key])
+            inside = _inside(key, rest)
+            rest = {k: v for k, v in rest.items() if not k.startswith(f"{key}.")}
+            arguments[key] = Component(kind, name, _nest(registry(kind).get(name), inside))
+    if rest:
+        raise OptionError(f"{target.__name__} has no option {', '.join(rest)}")
     return arguments
 
 
-def _construct(where: str, target: Any, *arguments: Any, **options: Any) -> Any:
+def _construct(where: str, make: Callable[[], Any]) -> Any:
     """What a constructor makes; what it refuses becomes an OptionError that says where."""
     try:
-        return target(*arguments, **options)
+        return make()
     except (OptionError, RuntimeError, TypeError, ValueError) as error:
         raise OptionError(f"{where}: {error}") from error
 

@@ -45,7 +45,7 @@ def test_a_component_is_imported_when_it_is_asked_for(animals: Registry[Any]) ->
 
     assert animals.get("dog") is collections.OrderedDict
     assert animals.source("wolf") == "spikezoo-gan"  # still not imported
-    with pytest.raises(PluginError, match="'wolf' of spikezoo-gan .*No module named 'no_such"):
+    with pytest.raises(PluginError, match=r"'wolf' of spikezoo-gan .*No module named 'no_such"):
         animals.get("wolf")
 
 
@@ -313,10 +313,10 @@ def test_a_plugin_that_claims_a_built_in_name_is_reported_and_the_built_in_answe
     site.install("zoo-thief", "[spikezoo.neurons]\nlif = zoo_thief:Neuron\n", module=GOOD)
     out = site.run(
         "r = catalog.registry('neurons')\n"
-        "out = [r.names('lif'), r.source('lif'), r.get('lif').__module__,\n"
+        "out = [r.names('lif'), r.source('lif'), r.entry('lif').target,\n"
         "    [str(e) for e in r.conflicts()]]"
     )
-    assert out[:3] == [["lif"], "spikezoo-gan", "spikezoo.neurons.lif"]
+    assert out[:3] == [["lif"], "spikezoo-gan", "spikezoo.neurons.lif:LIF"]
     (message,) = out[3]
     assert "'lif' is claimed by spikezoo-gan (spikezoo.neurons.lif:LIF)" in message
     assert "and zoo-thief 1.0 (zoo_thief:Neuron)" in message

@@ -8,6 +8,7 @@ threshold, s' the surrogate derivative, g the gradient of the spikes and G that 
     g_reset[t] = g[t] - h[t] G[t]        (hard)      G_h[t] = (1 - s[t]) G[t] + g_reset[t] s'(u[t])
     grad x[t] = G_h[t],  G[t-1] = beta G_h[t]        (detach_reset: g_reset[t] = g[t])
 
+One pass over memory in C where the kernel was built (`spikezoo.backends.kernel`), else in torch.
 Neurons without a path of their own here run as `reference` defines them.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikezoo.backends import kernel
 from spikezoo.backends.reference import REFERENCE
 from spikezoo.neurons import Neuron, State
 from spikezoo.neurons.lif import LIF
@@ -50,6 +52,8 @@ class _LIF(torch.autograd.Function):
         ctx.save_for_backward(current, v)
         ctx.neuron = neuron
         ctx.set_materialize_grads(False)
+        if kernel.usable(neuron, current):
+            return kernel.forward(neuron, current, v)
         spikes = _empty_over_time(current)
         for x, s in zip(current, spikes, strict=True):
             h = _integrate(v, x, neuron)
@@ -64,8 +68,8 @@ class _LIF(torch.autograd.Function):
         current, v = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second backward pass is wanted, as by R1
             return (*_differentiable_backward(ctx.neuron, current, v, g_spikes, g_v), None)
-        g_current, g_v = _backward(ctx.neuron, current, v, g_spikes, g_v)
-        return g_current, g_v, None
+        compute = kernel.backward if kernel.usable(ctx.neuron, current) else _backward
+        return (*compute(ctx.neuron, current, v, g_spikes, g_v), None)
 
 
 def _empty_over_time(current: Tensor) -> Tensor:
