@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -56,7 +57,11 @@ def main(debug: bool) -> None:
     spikezoo sample runs/digits-snn_middle-snn        draw images
     spikezoo list                                     what there is
     """
-    logging.basicConfig(format="spikezoo: %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="spikezoo: %(message)s", stream=sys.stderr)
+    logging.getLogger("spikezoo").setLevel(logging.INFO)
+    # Read when torch is imported. Threads that wait by spinning cost nothing on an idle machine,
+    # and a factor of ten as soon as another program wants one of its cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @main.command()
@@ -77,8 +82,8 @@ def main(debug: bool) -> None:
 @option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, help="Of weights, latents and order.")
 @option("--side", type=int, default=32, help="Height and width of the images, divisible by 16.")
 @option("--backend", default="native", help="Who computes the spikes (spikezoo list backends).")
-@option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Of convolutions; "
-        "membrane potentials are float32 always.")
+@option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of convolutions; membrane "
+        "potentials are float32 always.  [default: bf16 where the processor has it]")
 @option("--device", default="cpu", help="Where to train: cpu, cuda, cuda:1.")
 @option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of runs.")
 @option("--resume", is_flag=True, help="Go on with the newest run of this spec and settings.")
@@ -105,7 +110,7 @@ def train(
     spec = _spec(parts)
     from spikezoo import train as training
 
-    chosen = training.settings(recipe, **given)
+    chosen = training.settings(recipe, device=device, **given)
     if dry_run:
         _print_json(training.dry_run(spec, chosen, kimg))
         return

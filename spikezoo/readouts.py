@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spikezoo import time_axis
 from spikezoo.errors import OptionError
 
 
@@ -19,8 +20,7 @@ class Mean(nn.Module):
         super().__init__()
 
     def forward(self, spikes: Tensor) -> Tensor:
-        # Not `mean`, whose gradient is written out for every step instead of expanded.
-        return spikes.sum(0) / len(spikes)
+        return time_axis.total(spikes) / len(spikes)
 
 
 class Membrane(nn.Module):
@@ -39,7 +39,7 @@ class Membrane(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         weights = self.beta ** torch.arange(len(spikes) - 1, -1, -1, device=spikes.device)
-        return _weigh(spikes, weights / weights.sum())
+        return time_axis.weighted_total(spikes, weights / weights.sum())
 
 
 class Weighted(nn.Module):
@@ -58,13 +58,5 @@ class Weighted(nn.Module):
                 f"readout=weighted learned one weight for each of T={len(self.weight)} steps and "
                 f"cannot read T={len(spikes)}; use readout=mean or membrane to change T"
             )
-        return _weigh(spikes, self.weight.softmax(0))
+        return time_axis.weighted_total(spikes, self.weight.softmax(0))
 
-
-def _weigh(spikes: Tensor, weights: Tensor) -> Tensor:
-    """sum over t of weights[t] spikes[t], without a copy of [T, N, *]; float32 or wider inside."""
-    wide = torch.promote_types(spikes.dtype, torch.float32)
-    out = spikes[0].to(wide) * weights[0]
-    for s, w in zip(spikes[1:], weights[1:], strict=True):
-        out = out + s.to(wide) * w
-    return out.to(spikes.dtype)

@@ -309,19 +309,26 @@ def _run(network: nn.Module, x: Tensor, what: str) -> Tensor:
 
 
 def _variants(neuron: Callable[..., Neuron]) -> Iterator[tuple[Neuron, str]]:
-    """The neuron with each combination of the options that change its equation."""
-    choices = {"reset": ("soft", "hard"), "detach_reset": (False, True)}
-    keys = [key for key in choices if key in inspect.signature(neuron).parameters]
-    for values in itertools.product(*(choices[key] for key in keys)):
-        options = dict(zip(keys, values, strict=True))
-        layer = neuron(**options)
-        _require(isinstance(layer, Neuron), f"{_name(layer)} is no spikezoo.neurons.Neuron")
-        yield layer, " ".join([_name(layer), *(f"{k}={v}" for k, v in options.items())])
+    """The neuron with each combination of those options of its own that change its equation."""
+    known = inspect.signature(neuron).parameters
+    choices: list[list[dict[str, Any]]] = [
+        [{}, {"beta": 0.9, "threshold": 0.7}],  # the second rounds at every step
+        [{"reset": "soft"}, {"reset": "hard"}],
+        [{"detach_reset": False}, {"detach_reset": True}],
+    ]
+    seen = []
+    for chosen in itertools.product(*choices):
+        options = {k: v for choice in chosen for k, v in choice.items() if k in known}
+        if options not in seen:
+            seen.append(options)
+            layer = neuron(**options)
+            _require(isinstance(layer, Neuron), f"{_name(layer)} is no spikezoo.neurons.Neuron")
+            yield layer, " ".join([_name(layer), *(f"{k}={v}" for k, v in options.items())])
 
 
 def _currents(threshold: float) -> Iterator[tuple[str, Tensor]]:
     """Currents [T, N, *] of every T, shape, dtype and memory layout that networks meet."""
-    for T, shape in ((1, (3,)), (2, (3, 5)), (4, (2, 3, 4, 4)), (16, (2, 7))):
+    for T, shape in ((1, (3,)), (2, (3, 5)), (4, (2, 3, 4, 4)), (16, (2, 7, 23))):
         x = 1.5 * threshold * _normal(T, *shape)
         yield f"random {_shape(x)}", x
         yield f"bfloat16 {_shape(x)}", x.bfloat16()
@@ -329,6 +336,7 @@ def _currents(threshold: float) -> Iterator[tuple[str, Tensor]]:
         yield f"grid-valued {_shape(x)}", (4 * x / threshold).round() * threshold / 4
         yield f"expanded over T {_shape(x)}", x[0].expand_as(x)
     x = 1.5 * threshold * _normal(5, 2, 3, 4, 4)
+    yield f"every second time step of {_shape(x)}", x[::2]
     yield f"non-contiguous {_shape(x)}", x.transpose(0, 1).contiguous().transpose(0, 1)
     channels_last = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     yield f"channels-last {_shape(x)}", channels_last.view(x.shape)

@@ -83,15 +83,18 @@ class Result:
     finished: bool
 
 
-def settings(recipe: str = "default", **given: Any) -> Settings:
+def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> Settings:
     """The settings of a recipe, with what is given (and not None) in place of its own.
+
+    Precision, where it is not given, is bf16 on a device that computes in it.
 
     Raises:
         UnknownNameError, OptionError: the recipe, the loss, or a value that cannot be used.
     """
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    chosen = Settings(recipe=recipe, **RECIPES[recipe])
+    precision = "bf16" if _has_bf16(torch.device(device)) else "fp32"
+    chosen = Settings(recipe=recipe, precision=precision, **RECIPES[recipe])
     chosen = replace(chosen, **{key: value for key, value in given.items() if value is not None})
     registry("losses").entry(chosen.loss)
     registry("backends").entry(chosen.backend)
@@ -104,6 +107,13 @@ def settings(recipe: str = "default", **given: Any) -> Settings:
     if chosen.batch_size < 2:
         raise OptionError("batch_size is at least 2: batch norm needs more than one image")
     return chosen
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def config_of(

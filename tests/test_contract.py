@@ -62,6 +62,12 @@ def test_backend(name: str) -> None:
     check_backend(name)
 
 
+def test_native_backend_without_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a C compiler, on a GPU, or in float64."""
+    monkeypatch.setattr("spikezoo.backends.kernel.LIBRARY", None)
+    check_backend("native")
+
+
 @pytest.mark.parametrize("options", [{"readout": name, "T": "7"} for name in names("readouts")])
 @pytest.mark.parametrize("name", names("generators", "snn_*"))
 def test_generator_with_options(name: str, options: dict[str, str]) -> None:

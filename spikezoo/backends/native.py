@@ -39,6 +39,8 @@ class Native:
         if type(neuron) is not LIF or torch.compiler.is_compiling():
             return REFERENCE.run(neuron, current, state)
         (v,) = neuron.initial_state(current[0]) if state is None else state
+        if v.shape != current.shape[1:] or v.device != current.device or v.dtype != _wide(current):
+            return REFERENCE.run(neuron, current, state)  # broadcasts, promotes, or complains
         spikes, v = _LIF.apply(current, v, neuron)  # type: ignore[no-untyped-call]  # torch's
         return spikes, (v,)
 
@@ -70,6 +72,10 @@ class _LIF(torch.autograd.Function):
             return (*_differentiable_backward(ctx.neuron, current, v, g_spikes, g_v), None)
         compute = kernel.backward if kernel.usable(ctx.neuron, current) else _backward
         return (*compute(ctx.neuron, current, v, g_spikes, g_v), None)
+
+
+def _wide(current: Tensor) -> torch.dtype:
+    return torch.promote_types(current.dtype, torch.float32)
 
 
 def _empty_over_time(current: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ Radford et al. 2015. What is ours, and why:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from spikezoo.catalog import Component
 from spikezoo.errors import OptionError
 from spikezoo.neurons import Neuron
+from spikezoo.time_axis import each_step, expand
 
 LIF = Component("neurons", "lif")
 MEAN = Component("readouts", "mean")
@@ -89,7 +89,7 @@ class SNNFront(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
-        x = self.readout(self.spikes(_over_time(x, self.T)))  # over [T, N, 2w, H/4, W/4]
+        x = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, 2w, H/4, W/4]
         x = _leaky(self.conv1(_up(x)))  # [N, 2w, H/2, W/2]
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
@@ -122,7 +122,7 @@ class SNNMiddle(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
         x = self.conv1(_up(x))  # [N, 2w, H/2, W/2]
-        x = self.readout(self.spikes(_over_time(x, self.T)))  # over [T, N, 2w, H/2, W/2]
+        x = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, 2w, H/2, W/2]
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
@@ -160,7 +160,7 @@ class SNNBack(nn.Module):
         x = _leaky(self.conv1(_up(x)))  # [N, 2w, H/2, W/2]
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         x = self.conv3(x)  # [N, C, H, W]
-        rate = self.readout(self.spikes(_over_time(x, self.T)))  # over [T, N, C, H, W]
+        rate = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, C, H, W]
         return 2 * rate - 1
 
 
@@ -200,8 +200,8 @@ class SNNExtractor(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
         x = self.extract1(_leaky(self.conv1(_up(x))))  # [N, 5w/4, H/2, W/2]
-        s = self.spikes1(_over_time(x, self.T))  # [T, N, 5w/4, H/2, W/2]
-        s = self.spikes2(_each_step(self.extract2, s))  # [T, N, 3w/2, H/2, W/2]
+        s = self.spikes1(expand(x, self.T))  # [T, N, 5w/4, H/2, W/2]
+        s = self.spikes2(each_step(self.extract2, s))  # [T, N, 3w/2, H/2, W/2]
         x = _leaky(self.conv2(_up(self.readout(s))))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
@@ -240,9 +240,9 @@ class SNNFull(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
-        s = self.spikes0(_over_time(x, self.T))  # [T, N, 2w, H/4, W/4]
-        s = self.spikes1(_each_step(lambda x: self.conv1(_up(x)), s))  # [T, N, 2w, H/2, W/2]
-        s = self.spikes2(_each_step(lambda x: self.conv2(_up(x)), s))  # [T, N, w, H, W]
+        s = self.spikes0(expand(x, self.T))  # [T, N, 2w, H/4, W/4]
+        s = self.spikes1(each_step(lambda x: self.conv1(_up(x)), s))  # [T, N, 2w, H/2, W/2]
+        s = self.spikes2(each_step(lambda x: self.conv2(_up(x)), s))  # [T, N, w, H, W]
         return torch.tanh(self.conv3(self.readout(s)))  # [N, C, H, W]
 
 
@@ -331,10 +331,10 @@ class SNNDiscriminator(nn.Module):
             _spectral_norm(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        s = self.spikes[0](_over_time(self.convs[0](x), self.T))  # [T, N, w, H/2, W/2]
+        s = self.spikes[0](expand(self.convs[0](x), self.T))  # [T, N, w, H/2, W/2]
         for conv, norm, spikes in zip(self.convs[1:], self.norms, self.spikes[1:], strict=True):
             s = self._drop(s)
-            s = spikes(_each_step(lambda x, c=conv, n=norm: n(c(x)), s))  # [T, N, 8w, H/16, W/16]
+            s = spikes(each_step(lambda x, c=conv, n=norm: n(c(x)), s))  # [T, N, 8w, H/16, W/16]
         return self.linear(self.readout(self._drop(s)).flatten(1)).squeeze(1)  # [N]
 
     def _drop(self, s: Tensor) -> Tensor:
@@ -404,16 +404,6 @@ def _leaky(x: Tensor) -> Tensor:
 
 def _up(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def _over_time(x: Tensor, T: int) -> Tensor:
-    """[N, *] -> [T, N, *], the same at every step, without a copy."""
-    return x.expand(T, *x.shape)
-
-
-def _each_step(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Applies a layer of [N, *] to [T, N, *]: T and N are neighbours in memory, so it is a view."""
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def _scale_current(norm: nn.Module, neuron: Neuron) -> None:

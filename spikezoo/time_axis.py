@@ -1,0 +1,35 @@
+"""The time axis of [T, N, C, *] tensors: on, off and past it without a copy.
+
+Networks run channels-last. A plain sum or expand over T would forget that order and pay for it
+with a copy of every step, so these move the channels to the end first: views, no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def expand(x: Tensor, T: int) -> Tensor:
+    """[N, C, *] -> [T, N, C, *], the same at every time step, at stride 0."""
+    last = x.movedim(1, -1)
+    return last.expand(T, *last.shape).movedim(-1, 2)
+
+
+def each_step(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Applies a layer of [N, *] to each time step of [T, N, *] at once, as T*N samples."""
+    # T and N are neighbours in memory, so this is a view and mixes no samples.
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over T: [T, N, C, *] -> [N, C, *]."""
+    return x.movedim(2, -1).sum(0).movedim(-1, 1)
+
+
+def weighted_total(x: Tensor, weights: Tensor) -> Tensor:
+    """The sum over t of weights[t] x[t], for weights [T]: [T, N, C, *] -> [N, C, *]."""
+    last = torch.tensordot(weights.to(x.dtype), x.movedim(2, -1), ([0], [0]))
+    return last.movedim(-1, 1)
