@@ -7,7 +7,14 @@ import sys
 
 from setuptools import Extension, setup
 
-flags = ["-O3", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+flags = [
+    "-O3",
+    "-std=gnu11",
+    "-fopenmp",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 
 setup(
     ext_modules=[

@@ -13,7 +13,10 @@ from spikezoo.registry import Registry
 
 _BUILTINS: dict[str, dict[str, tuple[str, str]]] = {
     "generators": {
-        "ann": ("spikezoo.models.dcgan:ANNGenerator", "DCGAN of the tutorials, no spikes: the twin"),
+        "ann": (
+            "spikezoo.models.dcgan:ANNGenerator",
+            "DCGAN of the tutorials, no spikes: the twin",
+        ),
         "snn_front": ("spikezoo.models.dcgan:SNNFront", "spikes at the first upsampling"),
         "snn_middle": ("spikezoo.models.dcgan:SNNMiddle", "spikes at the second upsampling"),
         "snn_back": ("spikezoo.models.dcgan:SNNBack", "spikes behind the last convolution"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from spikezoo import __version__
-from spikezoo.errors import OptionError, SpikeZooError, UserError
+from spikezoo.errors import OptionError, SpikeZooError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,34 +66,60 @@ def main(debug: bool) -> None:
 
 @main.command()
 @click.argument("parts", nargs=-1, required=True, metavar="PART...")
-@option("--data", "data_dir", type=click.Path(path_type=Path), help="Folder of datasets, laid out "
-        "as the Hub's dataset repos; of images for @folder.  [default: SPIKEZOO_DATA, else the Hub]")
-@option("--kimg", type=click.FloatRange(min=0, min_open=True), help="Thousands of real images to "
-        "show.  [default: 300, or 40 for a small dataset]")
-@option("--recipe", type=click.Choice(["default", "paper"]), default="default", help="Settings to "
-        "start from; the options below replace single ones.")
+@option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path),
+    help="Folder of datasets, laid out "
+    "as the Hub's dataset repos; of images for @folder.  [default: SPIKEZOO_DATA, else the Hub]",
+)
+@option(
+    "--kimg",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Thousands of real images to show.  [default: 300, or 40 for a small dataset]",
+)
+@option(
+    "--recipe",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    help="Settings to start from; the options below replace single ones.",
+)
 @option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]")
 @option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]")
 @option("--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 2e-4]")
 @option("--lr-d", type=float, help="Adam's learning rate of the discriminator.  [recipe: 2e-4]")
 @option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]")
-@option("--ema-halflife-kimg", type=float, help="Half-life of the averaged generator.  "
-        "[recipe: 10; paper: 0]")
-@option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, help="Of weights, latents and order.")
+@option(
+    "--ema-halflife-kimg",
+    type=float,
+    help="Half-life of the averaged generator.  [recipe: 10; paper: 0]",
+)
+@option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**63 - 1),
+    default=0,
+    help="Of weights, latents and order.",
+)
 @option("--side", type=int, default=32, help="Height and width of the images, divisible by 16.")
 @option("--backend", default="native", help="Who computes the spikes (spikezoo list backends).")
-@option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of convolutions; membrane "
-        "potentials are float32 always.  [default: bf16 where the processor has it]")
+@option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    help="Of convolutions; membrane "
+    "potentials are float32 always.  [default: bf16 where the processor has it]",
+)
 @option("--device", default="cpu", help="Where to train: cpu, cuda, cuda:1.")
 @option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of runs.")
 @option("--resume", is_flag=True, help="Go on with the newest run of this spec and settings.")
-@option("--snapshot-kimg", type=click.FloatRange(min=0, min_open=True), help="Thousands of images "
-        "from one checkpoint and grid to the next.  [default: a tenth of --kimg]")
+@option(
+    "--snapshot-kimg",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Thousands of images "
+    "from one checkpoint and grid to the next.  [default: a tenth of --kimg]",
+)
 @option("--tensorboard", is_flag=True, help="Write TensorBoard logs too.")
 @option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
-@click.pass_context
 def train(
-    ctx: click.Context,
     parts: tuple[str, ...],
     data_dir: Path | None,
     kimg: float | None,
@@ -134,22 +160,31 @@ def train(
         f"go on with: spikezoo {shlex.join(again)}",
         err=True,
     )
-    ctx.exit(INTERRUPTED)
+    raise SystemExit(INTERRUPTED)
 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @option("--seeds", help="Seeds of the images, like 0-63 or 1,5,10-12.  [default: 0-63]")
 @option("--n", type=click.IntRange(min=1), help="In place of --seeds: the first N seeds.")
-@option("--out", type=click.Path(path_type=Path), help="PNG of the grid, or folder of the images.  "
-        "[default: RUN/samples/seeds-... ]")
+@option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="PNG of the grid, or folder of the images.  [default: RUN/samples/seeds-... ]",
+)
 @option("--grid/--images", default=True, help="One picture of all, or a file for each seed.")
 @option("--columns", type=click.IntRange(min=1), default=8, help="Of the grid.")
 @option("--backend", default="native", help="Who computes the spikes.")
 @option("--device", default="cpu", help="Where to compute.")
 def sample(
-    run: Path, seeds: str | None, n: int | None, out: Path | None, grid: bool, columns: int,
-    backend: str, device: str,
+    run: Path,
+    seeds: str | None,
+    n: int | None,
+    out: Path | None,
+    grid: bool,
+    columns: int,
+    backend: str,
+    device: str,
 ) -> None:
     """Draw images from a trained RUN; image i depends on seed i alone."""
     if seeds and n:

@@ -46,7 +46,9 @@ def _layers(network: nn.Module, x: Tensor) -> list[str]:
     def record(name: str, layer: nn.Module, output: Tensor) -> None:
         parameters = sum(p.numel() for p in layer.parameters())
         mark = "spikes" if name in spiking else ""
-        rows.append((name, type(layer).__name__, _shape(output, name in spiking), f"{parameters:,}", mark))
+        rows.append(
+            (name, type(layer).__name__, _shape(output, name in spiking), f"{parameters:,}", mark)
+        )
 
     handles = [
         layer.register_forward_hook(lambda m, _i, out, name=name: record(name, m, out))

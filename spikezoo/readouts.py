@@ -1,4 +1,4 @@
-"""From spikes to real values: [T, N, *] -> [N, *].
+"""From spikes to real values: [T, N, C, *] -> [N, C, *].
 
 Each is a weighted mean over T with weights that add up to 1, so its range is that of its input
 and anything affine behind it may as well stand in front of it.
@@ -50,6 +50,8 @@ class Weighted(nn.Module):
 
     def __init__(self, T: int) -> None:
         super().__init__()
+        if T < 2:
+            raise OptionError("readout=weighted needs T of 2 or more: one weight is always 1")
         self.weight = nn.Parameter(torch.zeros(T))
 
     def forward(self, spikes: Tensor) -> Tensor:
@@ -59,4 +61,3 @@ class Weighted(nn.Module):
                 f"cannot read T={len(spikes)}; use readout=mean or membrane to change T"
             )
         return time_axis.weighted_total(spikes, self.weight.softmax(0))
-

@@ -43,6 +43,7 @@ class Registry(Generic[T]):
             for name, (target, summary) in builtins.items()
         }
         self._registered: dict[str, tuple[Entry, T]] = {}
+        self._loaded: dict[str, T] = {}
         self._plugins: dict[str, list[Entry]] | None = None
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -102,9 +103,11 @@ class Registry(Generic[T]):
             UnknownNameError, DuplicateNameError: as `entry`.
             PluginError: its module cannot be imported; names the distribution and the cause.
         """
-        entry = self.entry(name)
         if name in self._registered:
             return self._registered[name][1]
+        if name in self._loaded:  # layers ask for their backend at every call
+            return self._loaded[name]
+        entry = self.entry(name)
         module, _, attr = entry.target.partition(":")
         try:
             component: Any = importlib.import_module(module)
@@ -116,7 +119,8 @@ class Registry(Generic[T]):
                 f"{self.kind.removesuffix('s')} '{name}' of {entry.source} cannot be loaded from "
                 f"'{entry.target}': {type(error).__name__}: {error}"
             ) from error
-        return cast(T, component)
+        self._loaded[name] = cast(T, component)
+        return self._loaded[name]
 
     def conflicts(self) -> list[DuplicateNameError]:
         """One error for every name that more than one source claims."""

@@ -34,7 +34,9 @@ def latents(seeds: Sequence[int], latent_dim: int) -> Tensor:
 
 
 @torch.no_grad()
-def sample(generator: nn.Module, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def sample(
+    generator: nn.Module, seeds: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
     """Images of the seeds, uint8 [N, C, H, W] on `device`; the generator is in eval mode.
 
     Bit-equal whatever other seeds are asked for along with one.

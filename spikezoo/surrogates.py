@@ -50,7 +50,7 @@ def erf(u: Tensor, alpha: float) -> Tensor:
 
 def spike(u: Tensor, surrogate: Surrogate, alpha: float) -> Tensor:
     """H(u) of any shape, in u's dtype, with H(0) = 1; differentiable twice by the surrogate."""
-    spikes: Tensor = _Spike.apply(u, surrogate, alpha)  # type: ignore[no-untyped-call]  # torch's
+    spikes: Tensor = _Spike.apply(u, surrogate, alpha)
     return spikes
 
 
@@ -62,6 +62,6 @@ class _Spike(torch.autograd.Function):
         return (u >= 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
         return grad * ctx.surrogate(u, ctx.alpha), None, None

@@ -21,7 +21,8 @@ def expand(x: Tensor, T: int) -> Tensor:
 def each_step(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies a layer of [N, *] to each time step of [T, N, *] at once, as T*N samples."""
     # T and N are neighbours in memory, so this is a view and mixes no samples.
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    y = layer(x.flatten(0, 1))
+    return y.view(*x.shape[:2], *y.shape[1:])
 
 
 def total(x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """One training loop, readable from top to bottom, that can be stopped and resumed at any moment.
 
-    runs/<slug>/config.json      all that reproduces the run
-                metrics.jsonl    one line per 25 iterations
-                samples/*.png    images of the same 64 seeds as training goes on
-                checkpoints/     the newest two, see `spikezoo.checkpoint`
-                curves.png       losses, firing rates and gradient norms
+runs/<slug>/config.json      all that reproduces the run
+            metrics.jsonl    one line per 25 iterations
+            samples/*.png    images of the same 64 seeds as training goes on
+            checkpoints/     the newest two, see `spikezoo.checkpoint`
+            curves.png       losses, firing rates and gradient norms
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
@@ -132,9 +132,7 @@ def config_of(
         "latent": {"distribution": "normal", "dim": generator.get("latent_dim")},
         "image_range": [-1, 1],
         "training": {**asdict(chosen), "kimg": kimg},
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("spikezoo-gan", "torch")
-        },
+        "versions": {name: importlib.metadata.version(name) for name in ("spikezoo-gan", "torch")},
     }
 
 
@@ -197,9 +195,7 @@ def default_kimg(images: int) -> float:
     return 40.0 if images < 10_000 else 300.0
 
 
-def _loop(
-    state: _State, run: Path, kimg: float, snapshot_kimg: float, tensorboard: bool
-) -> Result:
+def _loop(state: _State, run: Path, kimg: float, snapshot_kimg: float, tensorboard: bool) -> Result:
     total = round(kimg * 1000)
     write_board = _tensorboard_writer(run) if tensorboard else None
     complained: set[str] = set()
@@ -211,14 +207,17 @@ def _loop(
         while state.images < total and not asked_to_stop():
             # One iteration, watched if it starts an interval.
             watched = state.iteration % TICK == 0
-            watch = monitor.firing_rates if watched else lambda _network: nullcontext({})
-            with watch(state.generator) as rates_g, watch(state.discriminator) as rates_d:
+            rates: dict[str, dict[str, float]] = {}
+            with ExitStack() as watch:
+                if watched:
+                    for name, network in state.networks.items():
+                        rates[name] = watch.enter_context(monitor.firing_rates(network))
                 sums.append(_iteration(state))
             bar.update(state.batch_size)
 
             # Metrics, and complaints about layers that do not work.
             if watched:
-                row = _metrics(state, sums, rates_g, rates_d, time.perf_counter() - began)
+                row = _metrics(state, sums, rates, time.perf_counter() - began)
                 sums, began = [], time.perf_counter()
                 with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -246,7 +245,7 @@ def _iteration(state: _State) -> tuple[float, float]:
     """One update of each network on one batch; returns the losses of D and G."""
     loss: losses.Loss = state.loss
     real = state.batches.next_batch().to(state.device)
-    z = torch.randn(len(real), state.generator.latent_dim, device=state.device)  # type: ignore[call-overload]  # part of the contract
+    z = torch.randn(len(real), state.generator.latent_dim, device=state.device)
 
     # Discriminator: real against generated images, which are made once for both updates.
     state.discriminator.requires_grad_(True)
@@ -277,8 +276,8 @@ def _iteration(state: _State) -> tuple[float, float]:
 def _update(optimizer: torch.optim.Optimizer, loss: Tensor, network: str, images: int) -> None:
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"the loss of the {network} is {loss.item()} at {images / 1000:.1f} kimg; the last good "
-            "checkpoint is kept. Start anew with a lower --lr-g and --lr-d, with --precision "
+            f"the loss of the {network} is {loss.item()} at {images / 1000:.1f} kimg; the last "
+            "good checkpoint is kept. Start anew with a lower --lr-g and --lr-d, with --precision "
             "fp32, with --r1 1, or with detach_reset=true in the spiking parts"
         )
     optimizer.zero_grad(set_to_none=True)
@@ -300,6 +299,7 @@ class _State:
         self.settings, self.device = chosen, device
         self.generator = generator.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stub lacks it
         self.discriminator = discriminator.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # as above
+        self.networks = {"G": self.generator, "D": self.discriminator}
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         betas = (chosen.adam_beta1, chosen.adam_beta2)
         self.optimizer_g = torch.optim.Adam(
@@ -329,9 +329,7 @@ class _State:
         now = self.generator.state_dict()
         averaged = {k: v for k, v in self.ema.state_dict().items()}
         floating = [k for k, v in averaged.items() if v.is_floating_point()]
-        torch._foreach_lerp_(
-            [averaged[k] for k in floating], [now[k] for k in floating], 1 - decay
-        )
+        torch._foreach_lerp_([averaged[k] for k in floating], [now[k] for k in floating], 1 - decay)
         for k in averaged.keys() - set(floating):  # batch norm's count of batches
             averaged[k].copy_(now[k])
 
@@ -410,27 +408,18 @@ def _load_optimizer(
 def _metrics(
     state: _State,
     sums: list[tuple[float, float]],
-    rates_g: dict[str, float],
-    rates_d: dict[str, float],
+    rates: dict[str, dict[str, float]],
     seconds: float,
 ) -> dict[str, Any]:
     """One line of metrics.jsonl: losses are means since the last line, the rest is of now."""
+    gradients = {name: monitor.gradient_norms(net) for name, net in state.networks.items()}
     return {
         "images": state.images,
         "loss_d": sum(d for d, _ in sums) / len(sums),
         "loss_g": sum(g for _, g in sums) / len(sums),
         "images_per_second": round(len(sums) * state.batch_size / seconds, 1),
-        "rates": {
-            **{f"G.{name}": rate for name, rate in rates_g.items()},
-            **{f"D.{name}": rate for name, rate in rates_d.items()},
-        },
-        "gradients": {
-            **{f"G.{name}": norm for name, norm in monitor.gradient_norms(state.generator).items()},
-            **{
-                f"D.{name}": norm
-                for name, norm in monitor.gradient_norms(state.discriminator).items()
-            },
-        },
+        "rates": {f"{n}.{layer}": rate for n in rates for layer, rate in rates[n].items()},
+        "gradients": {f"{n}.{layer}": g for n in gradients for layer, g in gradients[n].items()},
     }
 
 
@@ -534,13 +523,13 @@ def _tensorboard_writer(run: Path) -> Callable[[dict[str, Any]], None]:
         raise OptionError(
             "--tensorboard needs the package tensorboard: pip install 'spikezoo-gan[tensorboard]'"
         ) from error
-    writer = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]  # torch's
+    writer = SummaryWriter(str(run / "tensorboard"))
 
     def write(row: dict[str, Any]) -> None:
         for key, value in row.items():
             named = value if isinstance(value, dict) else {"": value}
             for name, number in named.items():
-                writer.add_scalar(f"{key}/{name}".rstrip("/"), number, row["images"])  # type: ignore[no-untyped-call]  # torch's
-        writer.flush()  # type: ignore[no-untyped-call]  # torch's
+                writer.add_scalar(f"{key}/{name}".rstrip("/"), number, row["images"])
+        writer.flush()
 
     return write

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def _load() -> ctypes.CDLL | None:
     return None
 
 
-LIBRARY = _load()
+LIBRARY: Any = _load()  # `usable` is asked before it is called
 
 
 def usable(neuron: LIF, current: Tensor) -> bool:
@@ -68,7 +68,6 @@ def usable(neuron: LIF, current: Tensor) -> bool:
 
 def forward(neuron: LIF, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Current [T, N, *] and state [N, *] -> spikes [T, N, *], last state [N, *]."""
-    assert LIBRARY is not None
     layout = _Layout(current[0])
     x, v = layout.steps(current), layout.step(v)
     spikes, last = layout.empty_steps(current), torch.empty_like(v)
@@ -84,7 +83,6 @@ def backward(
     neuron: LIF, current: Tensor, v: Tensor, g_spikes: Tensor | None, g_v: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the spikes [T, N, *] and the last state -> of the current and first state."""
-    assert LIBRARY is not None
     layout = _Layout(current[0])
     x, v = layout.steps(current), layout.step(v)
     g_spikes = None if g_spikes is None else layout.steps(g_spikes.to(current.dtype))

@@ -41,7 +41,7 @@ class Native:
         (v,) = neuron.initial_state(current[0]) if state is None else state
         if v.shape != current.shape[1:] or v.device != current.device or v.dtype != _wide(current):
             return REFERENCE.run(neuron, current, state)  # broadcasts, promotes, or complains
-        spikes, v = _LIF.apply(current, v, neuron)  # type: ignore[no-untyped-call]  # torch's
+        spikes, v = _LIF.apply(current, v, neuron)
         return spikes, (v,)
 
 
@@ -64,7 +64,7 @@ class _LIF(torch.autograd.Function):
         return spikes, v
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, g_spikes: Tensor | None, g_v: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None]:
         current, v = ctx.saved_tensors

@@ -24,6 +24,7 @@ Radford et al. 2015. What is ours, and why:
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -161,7 +162,7 @@ class SNNBack(nn.Module):
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         x = self.conv3(x)  # [N, C, H, W]
         rate = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, C, H, W]
-        return 2 * rate - 1
+        return (2 * rate - 1).clamp(-1, 1)  # readouts' weights add up to 1 but for rounding
 
 
 class SNNExtractor(nn.Module):
@@ -273,8 +274,7 @@ class ANNDiscriminator(nn.Module):
         _check(shape, width)
         channels = [shape[0], width, 2 * width, 4 * width, 8 * width]
         self.convs = nn.ModuleList(
-            nn.Conv2d(c, d, 3, stride=2, padding=1)
-            for c, d in zip(channels, channels[1:], strict=False)
+            nn.Conv2d(c, d, 3, stride=2, padding=1) for c, d in pairwise(channels)
         )
         self.norms = nn.ModuleList(_norm(c, norm) for c in channels[2:])
         self.dropout = nn.Dropout2d(dropout)
@@ -313,20 +313,26 @@ class SNNDiscriminator(nn.Module):
         _check(shape, width, T=T)
         self.T = T
         channels = [shape[0], width, 2 * width, 4 * width, 8 * width]
+        # Only the first convolution has no normalisation behind it, whose shift is a bias.
         self.convs = nn.ModuleList(
-            nn.Conv2d(c, d, 3, stride=2, padding=1, bias=first or norm == "none")
-            for first, c, d in zip((True, False, False, False), channels, channels[1:], strict=False)
+            nn.Conv2d(c, d, 3, stride=2, padding=1, bias=c == shape[0] or norm == "none")
+            for c, d in pairwise(channels)
         )
         self.norms = nn.ModuleList(_norm(c, norm) for c in channels[2:])
-        self.spikes: nn.ModuleList = nn.ModuleList(neuron() for _ in self.convs)
+        spikes: list[Neuron] = [neuron() for _ in self.convs]
+        self.spikes = nn.ModuleList(spikes)
         self.dropout = nn.Dropout2d(dropout)
         self.readout = readout(T)
         self.linear = nn.Linear(_flat_features(shape, channels[-1]), 1)
-        for index, (conv, spikes) in enumerate(zip(self.convs, self.spikes, strict=True)):
-            # Images have a mean square near 1, spikes their rate, about a fifth.
-            _unit_current(conv, spikes, mean_square=1.0 if index == 0 else 0.2)
-        for layer, spikes in zip(self.norms, self.spikes[1:], strict=True):
-            _scale_current(layer, spikes)
+        # Images have a mean square near 1, spikes their rate, about a fifth.
+        for conv, layer, square in zip(self.convs, spikes, (1.0, 0.2, 0.2, 0.2), strict=True):
+            _unit_current(conv, layer, square)
+        for normalise, layer in zip(self.norms, spikes[1:], strict=True):
+            _scale_current(normalise, layer)
+        if spectral_norm and norm == "none":
+            raise OptionError(
+                "spectral_norm=true makes currents too small to fire; give it norm=batch or layer"
+            )
         if spectral_norm:
             _spectral_norm(self)
 
@@ -334,7 +340,8 @@ class SNNDiscriminator(nn.Module):
         s = self.spikes[0](expand(self.convs[0](x), self.T))  # [T, N, w, H/2, W/2]
         for conv, norm, spikes in zip(self.convs[1:], self.norms, self.spikes[1:], strict=True):
             s = self._drop(s)
-            s = spikes(each_step(lambda x, c=conv, n=norm: n(c(x)), s))  # [T, N, 8w, H/16, W/16]
+            x = each_step(norm, each_step(conv, s))
+            s = spikes(x)  # down to [T, N, 8w, H/16, W/16]
         return self.linear(self.readout(self._drop(s)).flatten(1)).squeeze(1)  # [N]
 
     def _drop(self, s: Tensor) -> Tensor:
@@ -415,9 +422,9 @@ def _scale_current(norm: nn.Module, neuron: Neuron) -> None:
 def _unit_current(conv: nn.Module, neuron: Neuron, mean_square: float) -> None:
     """Initial weights that turn inputs of that mean square into currents of one threshold's
     spread."""
-    assert isinstance(conv, nn.Conv2d)
-    fan_in = conv.weight[0].numel()
-    nn.init.normal_(conv.weight, std=neuron.threshold / math.sqrt(fan_in * mean_square))
+    weight = conv.get_parameter("weight")
+    fan_in = weight[0].numel()
+    nn.init.normal_(weight, std=neuron.threshold / math.sqrt(fan_in * mean_square))
 
 
 def _spectral_norm(network: nn.Module) -> None:
