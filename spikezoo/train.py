@@ -322,9 +322,9 @@ class _State:
     def average(self) -> None:
         """Moves the averaged generator towards the present one, batch norm statistics included.
 
-        The half-life grows with training (a twentieth of it), so that early weights are forgotten.
+        The half-life grows with training (a fifth of it), so that early weights are forgotten.
         """
-        halflife = min(self.settings.ema_halflife_kimg * 1000, self.images / 20)
+        halflife = min(self.settings.ema_halflife_kimg * 1000, self.images / 5)
         decay = 0.5 ** (self.batch_size / halflife) if halflife > 0 else 0.0
         now = self.generator.state_dict()
         averaged = {k: v for k, v in self.ema.state_dict().items()}
