@@ -86,8 +86,8 @@ def main(debug: bool) -> None:
 )
 @option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]")
 @option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]")
-@option("--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 2e-4]")
-@option("--lr-d", type=float, help="Adam's learning rate of the discriminator.  [recipe: 2e-4]")
+@option("--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 5e-4; paper: 2e-4]")
+@option("--lr-d", type=float, help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]")
 @option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]")
 @option(
     "--ema-halflife-kimg",
