@@ -76,7 +76,7 @@ def main(debug: bool) -> None:
 @option(
     "--kimg",
     type=click.FloatRange(min=0, min_open=True),
-    help="Thousands of real images to show.  [default: 300, or 40 for a small dataset]",
+    help="Thousands of real images to show.  [default: 300, or 48 for a small dataset]",
 )
 @option(
     "--recipe",
@@ -86,7 +86,7 @@ def main(debug: bool) -> None:
 )
 @option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]")
 @option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]")
-@option("--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 5e-4; paper: 2e-4]")
+@option("--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 1e-3; paper: 2e-4]")
 @option("--lr-d", type=float, help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]")
 @option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]")
 @option(
