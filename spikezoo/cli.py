@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import shlex
@@ -86,8 +87,14 @@ def main(debug: bool) -> None:
 )
 @option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]")
 @option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]")
-@option("--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 1e-3; paper: 2e-4]")
-@option("--lr-d", type=float, help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]")
+@option(
+    "--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 1e-3; paper: 2e-4]"
+)
+@option(
+    "--lr-d",
+    type=float,
+    help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]",
+)
 @option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]")
 @option(
     "--ema-halflife-kimg",
@@ -138,7 +145,9 @@ def train(
 
     chosen = training.settings(recipe, device=device, **given)
     if dry_run:
-        _print_json(training.dry_run(spec, chosen, kimg))
+        click.echo(
+            json.dumps(training.dry_run(spec, chosen, kimg=kimg, data_dir=data_dir), indent=2)
+        )
         return
     result = training.train(
         spec,
@@ -215,12 +224,14 @@ def list_(kind: str | None, pattern: str) -> None:
 
     kinds = {kind: registry(kind)} if kind else REGISTRIES
     for name, found in kinds.items():
-        entries = {n: found._entries(n)[0] for n in found.names(pattern)}
-        if not entries and kind is None:
+        entries = found.entries(pattern)
+        if not entries:
+            if kind:
+                click.echo(f"none of the {name} matches '{pattern}'", err=True)
             continue
         click.echo(name)
-        width = max(map(len, entries), default=0)
-        for n, entry in entries.items():
+        width = max(map(len, entries))
+        for n, (entry, *_) in entries.items():
             click.echo(f"  {n:{width}}  {entry.summary or entry.source}")
         for conflict in found.conflicts():
             click.echo(f"spikezoo: warning: {conflict}", err=True)
@@ -241,9 +252,3 @@ def _spec(parts: tuple[str, ...]) -> Spec:
     from spikezoo.spec import Spec
 
     return Spec.parse(" ".join(parts))
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    click.echo(json.dumps(value, indent=2))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikezoo import zoo
+from spikezoo.catalog import registry
 from spikezoo.monitor import spiking_layers
 from spikezoo.spec import Part, Spec
 
@@ -17,7 +18,8 @@ TWIN = "ann"
 def describe(spec: Spec, side: int = 32) -> str:
     """A text for `spikezoo show`: both networks of a spec at a side, beside their ANN twins."""
     spec = zoo.canonical(spec)
-    shape = zoo.default_shape(spec.dataset, side)
+    channels = registry("datasets").get(spec.dataset).channels or 3  # colour unless all is grey
+    shape = (channels, side, side)
     lines = [str(spec), f"images {list(shape)} in [-1, 1], slug {spec.slug}"]
     for part in (spec.gen, spec.disc):
         options = zoo.resolve(part)

@@ -122,10 +122,17 @@ class Registry(Generic[T]):
         self._loaded[name] = cast(T, component)
         return self._loaded[name]
 
+    def entries(self, pattern: str = "*") -> dict[str, list[Entry]]:
+        """Who claims each name that matches a shell pattern: the one that answers comes first."""
+        return {name: self._entries(name) for name in self.names(pattern)}
+
     def conflicts(self) -> list[DuplicateNameError]:
         """One error for every name that more than one source claims."""
-        claimed = ((name, self._entries(name)) for name in self.names())
-        return [self._duplicate(name, entries) for name, entries in claimed if len(entries) > 1]
+        return [
+            self._duplicate(name, entries)
+            for name, entries in self.entries().items()
+            if len(entries) > 1
+        ]
 
     def _entries(self, name: str) -> list[Entry]:
         builtin = [self._builtins[name]] if name in self._builtins else []

@@ -106,6 +106,9 @@ def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> S
         value = getattr(chosen, field.name)
         if isinstance(value, float) and not (0 <= value < math.inf):
             raise OptionError(f"{field.name} is 0 or more, given {value}")
+    if chosen.side < 16 or chosen.side % 16:
+        nearest = max(16, 16 * round(chosen.side / 16))
+        raise OptionError(f"side is divisible by 16, given {chosen.side}; the nearest is {nearest}")
     if chosen.batch_size < 2:
         raise OptionError("batch_size is at least 2: batch norm needs more than one image")
     return chosen
@@ -116,26 +119,6 @@ def _has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def config_of(
-    spec: Spec, chosen: Settings, shape: tuple[int, int, int], kimg: float | None, **dataset: Any
-) -> dict[str, Any]:
-    """What config.json holds: every option resolved, so that a changed default changes nothing."""
-    generator, discriminator = zoo.resolve(spec.gen), zoo.resolve(spec.disc)
-    return {
-        "format_version": hub.FORMAT_VERSION,
-        "name": str(spec),
-        "spec": spec.to_json(),
-        "shape": list(shape),
-        "generator": {"name": spec.gen.name, "options": generator},
-        "discriminator": {"name": spec.disc.name, "options": discriminator},
-        "dataset": {"name": spec.dataset, **dataset},
-        "latent": {"distribution": "normal", "dim": generator.get("latent_dim")},
-        "image_range": [-1, 1],
-        "training": {**asdict(chosen), "kimg": kimg},
-        "versions": {name: importlib.metadata.version(name) for name in ("spikezoo-gan", "torch")},
-    }
 
 
 def train(
@@ -162,19 +145,10 @@ def train(
         TrainingError: a loss or weight is no longer finite; the last checkpoint is kept.
         UserError, CheckpointError: what was asked for cannot be done; says what can.
     """
-    # Data, in memory from here on.
-    spec = zoo.canonical(spec)
-    pixels = data.load(registry("datasets").get(spec.dataset), side=chosen.side, data=data_dir)
-    shape = (pixels.shape[1], chosen.side, chosen.side)
-    kimg = kimg or default_kimg(len(pixels))
-    digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-    config = config_of(spec, chosen, shape, kimg, images=len(pixels), pixels_sha256=digest)
-
-    # Networks, optimisers, and the run's folder.
-    torch.manual_seed(chosen.seed)
-    pair = zoo.create(spec, shape=shape, backend=chosen.backend)
+    pixels, pair, config = _prepare(spec, chosen, kimg, data_dir)
+    kimg = config["training"]["kimg"]
     state = _State(pair.generator, pair.discriminator, pixels, chosen, torch.device(device))
-    run = _open_run(Path(out), spec, config, resume)
+    run = _open_run(Path(out), pair.spec, config, resume)
     with _lock(run):
         if resume:
             state.resume(run)
@@ -184,17 +158,47 @@ def train(
     return result
 
 
-def dry_run(spec: Spec, chosen: Settings, kimg: float | None = None) -> dict[str, Any]:
-    """The config of a run that `train` would start, without reading its data."""
+def dry_run(
+    spec: Spec, chosen: Settings, *, kimg: float | None = None, data_dir: Path | None = None
+) -> dict[str, Any]:
+    """The config of the run that `train` would start."""
+    return _prepare(spec, chosen, kimg, data_dir)[2]
+
+
+def _prepare(
+    spec: Spec, chosen: Settings, kimg: float | None, data_dir: Path | None
+) -> tuple[Tensor, zoo.Pair, dict[str, Any]]:
+    """The images uint8 [N, C, H, W], the networks as the seed makes them, and config.json."""
     spec = zoo.canonical(spec)
-    shape = zoo.default_shape(spec.dataset, chosen.side)
-    zoo.create(spec, shape=shape, backend=chosen.backend)  # raises what building would raise
-    return config_of(spec, chosen, shape, kimg)
+    pixels = data.load(registry("datasets").get(spec.dataset), side=chosen.side, data=data_dir)
+    shape = (pixels.shape[1], chosen.side, chosen.side)
+    torch.manual_seed(chosen.seed)
+    pair = zoo.create(spec, shape=shape, backend=chosen.backend)
+    if kimg is None:  # a small dataset would be shown hundreds of times
+        kimg = 48.0 if len(pixels) < 10_000 else 300.0
+    return pixels, pair, _config(spec, chosen, pixels, kimg)
 
 
-def default_kimg(images: int) -> float:
-    """300, or 48 for a dataset so small that it would be shown hundreds of times."""
-    return 48.0 if images < 10_000 else 300.0
+def _config(spec: Spec, chosen: Settings, pixels: Tensor, kimg: float) -> dict[str, Any]:
+    """What config.json holds: every option resolved, so that a changed default changes nothing."""
+    generator, discriminator = zoo.resolve(spec.gen), zoo.resolve(spec.disc)
+    return {
+        "format_version": hub.FORMAT_VERSION,
+        "name": str(spec),
+        "spec": spec.to_json(),
+        "shape": list(pixels.shape[1:]),
+        "generator": {"name": spec.gen.name, "options": generator},
+        "discriminator": {"name": spec.disc.name, "options": discriminator},
+        "dataset": {
+            "name": spec.dataset,
+            "images": len(pixels),
+            "pixels_sha256": hashlib.sha256(pixels.numpy().data).hexdigest(),
+        },
+        "latent": {"distribution": "normal", "dim": generator.get("latent_dim")},
+        "image_range": [-1, 1],
+        "training": {**asdict(chosen), "kimg": kimg},
+        "versions": {name: importlib.metadata.version(name) for name in ("spikezoo-gan", "torch")},
+    }
 
 
 def _loop(state: _State, run: Path, kimg: float, snapshot_kimg: float, tensorboard: bool) -> Result:

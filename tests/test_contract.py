@@ -82,9 +82,7 @@ def test_generator_of_one_time_step(name: str) -> None:
 @pytest.mark.parametrize("spectral_norm", ["false", "true"], ids=["plain", "spectral"])
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 @pytest.mark.parametrize("name", names("discriminators"))
-def test_discriminator_with_options(
-    name: str, norm: str, spectral_norm: str
-) -> None:
+def test_discriminator_with_options(name: str, norm: str, spectral_norm: str) -> None:
     shape = (1, 32, 32)
     if (name, norm, spectral_norm) == ("snn", "none", "true"):  # its layers would never fire
         with pytest.raises(OptionError, match="too small to fire"):

@@ -1,7 +1,7 @@
 /* LIF over all time steps in one pass, and its backward pass, which recomputes the potentials.
 
    Elements are independent of each other, so a block of them is walked through all T steps while
-   its state stays in the first-level cache: memory is read and written once, as by an activation.
+   its state stays in the first-level cache: memory is loaded and stored once, as by an activation.
    Step t of element i lies at t * stride + i; a stride of 0 is a current that never changes.
    Threads come from OpenMP's pool, which is torch's own, since both name the same libgomp.
 
@@ -46,14 +46,14 @@ INLINE uint16_t narrow(float f) {
     return (bits & 0x7fffffff) > 0x7f800000 ? nan : near;
 }
 
-INLINE void read(float *out, const void *from, int64_t at, int n, int bf16) {
+INLINE void load(float *out, const void *from, int64_t at, int n, int bf16) {
     if (bf16)
         for (int i = 0; i < n; i++) out[i] = widen(((const uint16_t *)from)[at + i]);
     else
         memcpy(out, (const float *)from + at, (size_t)n * sizeof(float));
 }
 
-INLINE void write(void *to, int64_t at, const float *x, int n, int bf16) {
+INLINE void store(void *to, int64_t at, const float *x, int n, int bf16) {
     if (bf16)
         for (int i = 0; i < n; i++) ((uint16_t *)to)[at + i] = narrow(x[i]);
     else
@@ -123,10 +123,10 @@ KERNEL static void forward_block(const lif_call *c, int64_t at, int n, const voi
     float v[BLOCK], in[BLOCK], out[BLOCK];
     memcpy(v, v0 + at, (size_t)n * sizeof(float));
     for (int64_t t = 0; t < c->T; t++) {
-        if (t == 0 || x_stride) read(in, x, t * x_stride + at, n, c->bf16);
+        if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
         integrate(v, in, n, c->beta);
         fire(v, out, n, c->threshold, c->hard);
-        write(s, t * s_stride + at, out, n, c->bf16);
+        store(s, t * s_stride + at, out, n, c->bf16);
     }
     memcpy(v_last + at, v, (size_t)n * sizeof(float));
 }
@@ -138,7 +138,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
     float v[BLOCK], in[BLOCK], s[BLOCK], u[BLOCK], d[BLOCK], g[BLOCK], back[BLOCK];
     memcpy(v, v0 + at, (size_t)n * sizeof(float));
     for (int64_t t = 0; t < c->T; t++) {
-        if (t == 0 || x_stride) read(in, x, t * x_stride + at, n, c->bf16);
+        if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
         integrate(v, in, n, c->beta);
         memcpy(potentials + t * BLOCK, v, (size_t)n * sizeof(float));
         fire(v, s, n, c->threshold, c->hard);
@@ -150,7 +150,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
         const float *h = potentials + t * BLOCK;
         for (int i = 0; i < n; i++) u[i] = h[i] - c->threshold;
         derive(d, u, n, c->alpha, c->surrogate);
-        if (gs && (t == c->T - 1 || gs_stride)) read(g, gs, t * gs_stride + at, n, c->bf16);
+        if (gs && (t == c->T - 1 || gs_stride)) load(g, gs, t * gs_stride + at, n, c->bf16);
         if (c->detach_reset) memcpy(s, g, sizeof g);
         else if (c->hard)
             for (int i = 0; i < n; i++) s[i] = g[i] - h[i] * back[i];
@@ -159,7 +159,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
         if (c->hard)
             for (int i = 0; i < n; i++) back[i] = u[i] >= 0 ? 0 : back[i];
         for (int i = 0; i < n; i++) back[i] += s[i] * d[i];
-        write(gx, t * gx_stride + at, back, n, c->bf16);
+        store(gx, t * gx_stride + at, back, n, c->bf16);
         for (int i = 0; i < n; i++) back[i] *= c->beta;
     }
     memcpy(gv0 + at, back, (size_t)n * sizeof(float));
