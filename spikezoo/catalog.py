@@ -29,6 +29,8 @@ _BUILTINS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "neurons": {
         "lif": ("spikezoo.neurons.lif:LIF", "leaky integrate-and-fire"),
+        "if": ("spikezoo.neurons.if_:IF", "integrate-and-fire: no leak"),
+        "plif": ("spikezoo.neurons.plif:PLIF", "lif with a learned beta"),
     },
     "backends": {
         "reference": ("spikezoo.backends.reference:REFERENCE", "a loop of `step`: the definition"),

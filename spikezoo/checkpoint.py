@@ -37,14 +37,21 @@ class Checkpoint:
 
 
 def save(folder: Path, images: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Writes the checkpoint `folder/<images>` whole or not at all, then drops the oldest ones."""
+    """Writes the checkpoint `folder/<images>` whole or not at all, then drops the oldest ones.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; older checkpoints stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.glob(".writing-*"):  # of a process that was killed
         shutil.rmtree(abandoned, ignore_errors=True)
     path = folder / f"{images:09d}"
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     file = temporary / "tensors.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:  # a full disk
+        raise OSError(f"{file}: {error}") from error
     body = {"state": state, "tensors_sha256": _sha256(file)}
     write_json(temporary / "state.json", {**body, "digest": _digest(body)})
     for written in temporary.iterdir():
@@ -108,7 +115,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    """The checkpoints, oldest first; a copy that somebody keeps beside them is none."""
+    found = [path for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _sha256(file: Path) -> str:

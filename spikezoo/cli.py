@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -36,6 +37,15 @@ class _Main(click.Group):
                 raise
             click.echo(f"spikezoo: error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except click.UsageError as error:
+            usage = error.ctx.command_path if error.ctx else ctx.command_path
+            click.echo(f"spikezoo: error: {error.format_message()} ({usage} --help)", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:  # a full disk, a folder that cannot be written
+            if ctx.params.get("debug") or error.errno == errno.EPIPE:  # click's: `list | head`
+                raise
+            click.echo(f"spikezoo: error: {error}", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
             if ctx.params.get("debug"):
                 raise
@@ -108,7 +118,7 @@ def main(debug: bool) -> None:
     help="Of weights, latents and order.",
 )
 @option("--side", type=int, default=32, help="Height and width of the images, divisible by 16.")
-@option("--backend", default="native", help="Who computes the spikes (spikezoo list backends).")
+@option("--backend", help="Who computes the spikes (spikezoo list backends).  [default: native]")
 @option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -183,7 +193,7 @@ def train(
 )
 @option("--grid/--images", default=True, help="One picture of all, or a file for each seed.")
 @option("--columns", type=click.IntRange(min=1), default=8, help="Of the grid.")
-@option("--backend", default="native", help="Who computes the spikes.")
+@option("--backend", help="Who computes the spikes.  [default: native]")
 @option("--device", default="cpu", help="Where to compute.")
 def sample(
     run: Path,
@@ -192,16 +202,16 @@ def sample(
     out: Path | None,
     grid: bool,
     columns: int,
-    backend: str,
+    backend: str | None,
     device: str,
 ) -> None:
     """Draw images from a trained RUN; image i depends on seed i alone."""
-    if seeds and n:
+    if seeds is not None and n is not None:
         raise OptionError("--seeds and --n are two ways to say the same; give one of them")
     from spikezoo import hub
     from spikezoo import sample as sampling
 
-    text = seeds or f"0-{(n or 64) - 1}"
+    text = f"0-{(n or 64) - 1}" if seeds is None else seeds
     chosen = sampling.parse_seeds(text)
     images = hub.load(run, backend=backend, device=device).sample(chosen)
     if grid:

@@ -55,7 +55,7 @@ def _layers(network: nn.Module, x: Tensor) -> list[str]:
     handles = [
         layer.register_forward_hook(lambda m, _i, out, name=name: record(name, m, out))
         for name, layer in network.named_modules()
-        if name and not list(layer.children())
+        if name and _is_leaf(name, layer)
     ]
     network.eval()(x)
     for handle in handles:
@@ -66,6 +66,12 @@ def _layers(network: nn.Module, x: Tensor) -> list[str]:
         ("  " + "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True))).rstrip()
         for row in [head, *rows]
     ]
+
+
+def _is_leaf(name: str, layer: nn.Module) -> bool:
+    """Whether a layer has no layers inside; what spectral norm puts into one is none."""
+    inside = [child for child, _ in layer.named_children() if child != "parametrizations"]
+    return not inside and "parametrizations" not in name.split(".")
 
 
 def _shape(output: Tensor, spiking: bool) -> str:

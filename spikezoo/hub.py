@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from spikezoo import checkpoint, zoo
-from spikezoo.errors import CheckpointError
-from spikezoo.sample import sample
+from spikezoo.errors import CheckpointError, SpecError
+from spikezoo.sample import sample, usable
 from spikezoo.spec import Spec
 
 FORMAT_VERSION = 1
@@ -46,16 +46,23 @@ def load(
     Raises:
         CheckpointError: no run there, of a newer format, or weights that do not fit exactly.
     """
+    place = usable(device or "cpu")
     folder = Path(source)
     config = read_config(folder)
-    spec = Spec.from_json(config["spec"])
-    part = config["generator"]
-    generator = zoo.build("gen", part["name"], part["options"], tuple(config["shape"]), backend)
+    try:
+        spec = Spec.from_json(config["spec"])
+        part = config["generator"]
+        name, options, shape = part["name"], dict(part["options"]), tuple(config["shape"])
+    except (KeyError, TypeError, ValueError, SpecError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}"
+        ) from error
+    generator = zoo.build("gen", name, options, shape, backend)
     found, _ = checkpoint.newest(folder / "checkpoints")
     if found is None:
         raise CheckpointError(f"the run {folder} has no checkpoint yet; train it on with --resume")
     load_weights(generator, found.tensors, "ema.", str(found.path))
-    return Model(generator.to(device or "cpu").eval(), spec, config)
+    return Model(generator.to(place).eval(), spec, config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

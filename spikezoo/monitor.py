@@ -88,7 +88,9 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     """Draws a run's metrics.jsonl: losses, firing rates and gradient norms over kimg."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    # A run that was stopped before its first iteration has no metrics.
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    rows = [json.loads(line) for line in lines]
     kimg = [row["images"] / 1000 for row in rows]
     figure = Figure(figsize=(14, 4), layout="constrained")
     losses, rates, gradients = figure.subplots(1, 3)
@@ -97,7 +99,10 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     for axes, key in ((rates, "rates"), (gradients, "gradients")):
         for index, layer in enumerate(rows[-1][key] if rows else ()):
             style = "-" if index < 10 else "--"  # matplotlib has ten colours
-            axes.plot(kimg, [row[key].get(layer) for row in rows], style, label=layer)
+            values = [row[key].get(layer) for row in rows]
+            if axes is gradients:
+                values = [value or None for value in values]  # its axis has no place for 0
+            axes.plot(kimg, values, style, label=layer)
     losses.set(title="loss", xlabel="kimg")
     rates.set(title="firing rate", xlabel="kimg", ylim=(0, 1))
     gradients.set(title="gradient norm", xlabel="kimg", yscale="log")

@@ -17,6 +17,22 @@ from spikezoo.errors import OptionError
 
 # Convolutions sum in another order for another batch size, so every batch has this one.
 BATCH = 32
+MOST = 1_000_000  # seeds in one range: images of that many still fit into memory
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """The device, having shown that it is there.
+
+    Raises:
+        OptionError: it is not; says why.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).split(". ")[0].splitlines()[0]
+        raise OptionError(
+            f"device '{device}' cannot be used here ({reason}); 'cpu' always can"
+        ) from error
 
 
 def latents(seeds: Sequence[int], latent_dim: int) -> Tensor:
@@ -64,8 +80,8 @@ def parse_seeds(text: str) -> list[int]:
         if not match:
             raise OptionError(f"seeds are written like 0-63 or 1,5,10-12, given '{text}'")
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first > 10_000_000:
-            raise OptionError(f"'{piece}' is no range of seeds from low to high")
+        if not 0 <= last - first < MOST:
+            raise OptionError(f"'{piece}' is no range of seeds from low to high, {MOST} at most")
         seeds.extend(range(first, last + 1))
     return seeds
 

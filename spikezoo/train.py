@@ -62,7 +62,7 @@ class Settings:
     seed: int = 0
     side: int = 32
     precision: str = "fp32"
-    backend: str = "native"
+    backend: str | None = None
 
 
 R1_EVERY = 8
@@ -91,15 +91,17 @@ def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> S
     Precision, where it is not given, is bf16 on a device that computes in it.
 
     Raises:
-        UnknownNameError, OptionError: the recipe, the loss, or a value that cannot be used.
+        UnknownNameError, OptionError: the recipe, the loss, the device, or a value that cannot be
+            used.
     """
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    precision = "bf16" if _has_bf16(torch.device(device)) else "fp32"
+    precision = "bf16" if _has_bf16(sample.usable(device)) else "fp32"
     chosen = Settings(recipe=recipe, precision=precision, **RECIPES[recipe])
     chosen = replace(chosen, **{key: value for key, value in given.items() if value is not None})
     registry("losses").entry(chosen.loss)
-    registry("backends").entry(chosen.backend)
+    if chosen.backend is not None:
+        registry("backends").entry(chosen.backend)
     if chosen.precision not in ("fp32", "bf16"):
         raise OptionError(f"precision is fp32 or bf16, given '{chosen.precision}'")
     for field in fields(chosen):
@@ -170,6 +172,8 @@ def _prepare(
 ) -> tuple[Tensor, zoo.Pair, dict[str, Any]]:
     """The images uint8 [N, C, H, W], the networks as the seed makes them, and config.json."""
     spec = zoo.canonical(spec)
+    if kimg is not None and not 0.001 <= kimg < math.inf:
+        raise OptionError(f"kimg is 0.001 (one image) or more, given {kimg:g}")
     pixels = data.load(registry("datasets").get(spec.dataset), side=chosen.side, data=data_dir)
     shape = (pixels.shape[1], chosen.side, chosen.side)
     torch.manual_seed(chosen.seed)

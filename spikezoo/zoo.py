@@ -78,11 +78,11 @@ def build(
     network: nn.Module = _construct(
         f"{kind}:{name}", lambda: target(shape, **_nest(target, options))
     )
-    set_backend(network, backend or "native")
+    set_backend(network, backend)
     return network
 
 
-def neuron(name: str, *, backend: str = "native", **options: Any) -> Neuron:
+def neuron(name: str, *, backend: str | None = None, **options: Any) -> Neuron:
     """A spiking layer: current [T, N, *] -> spikes [T, N, *].
 
     Raises:

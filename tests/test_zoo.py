@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -268,6 +268,11 @@ def test_canonical_is_idempotent_and_resolves_to_the_same_options(spec: Spec) ->
 @settings(max_examples=30)
 @given(valid_specs)
 def test_the_spec_of_what_was_created_creates_the_same_again(spec: Spec) -> None:
+    options = dict(spec.disc.options)
+    # Refused together: layers that would never fire, weights that would never learn.
+    assume((options.get("norm"), options.get("spectral_norm")) != ("none", "true"))
+    for part in (spec.gen, spec.disc):
+        assume({("T", "1"), ("readout", "weighted")} - set(part.options))
     pair = create(spec, shape=(1, 16, 16))
     again = create(str(pair.spec), shape=(1, 16, 16))
     assert again.spec == pair.spec == canonical(spec)

@@ -21,24 +21,28 @@ class Backend(Protocol):
         """Current [T, N, *] -> spikes [T, N, *] and the last state; `None` starts from rest."""
 
 
-def set_backend(network: nn.Module, name: str) -> None:
-    """Lets a backend compute every spiking layer of a network.
+def set_backend(network: nn.Module, name: str | None) -> None:
+    """Lets a backend compute every spiking layer of a network; None: `native`, or for a library's
+    own neuron that library.
 
     Raises:
         UnknownNameError: no such backend.
         OptionError: the backend lacks a neuron of the network; says which backends have it.
     """
-    backend: Backend = registry("backends").get(name)
+    if name is not None:
+        registry("backends").entry(name)
     for layer in network.modules():
         if isinstance(layer, Neuron):
-            if not backend.supports(layer):
-                having = [
-                    other
-                    for other in registry("backends").names()
-                    if registry("backends").get(other).supports(layer)
-                ]
+            chosen = name or layer.only_backend or "native"
+            if not registry("backends").get(chosen).supports(layer):
                 raise OptionError(
-                    f"backend '{name}' has no neuron '{type(layer).__name__}'; "
-                    f"backends that have it: {', '.join(having)}"
+                    f"backend '{chosen}' has no neuron '{type(layer).__name__}'; "
+                    f"backends that have it: {', '.join(backends_of(layer))}"
                 )
-            layer.backend = name
+            layer.backend = chosen
+
+
+def backends_of(neuron: Neuron) -> list[str]:
+    """The names of the installed backends that have a neuron."""
+    found = registry("backends")
+    return [name for name in found.names() if found.get(name).supports(neuron)]

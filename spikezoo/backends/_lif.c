@@ -134,7 +134,7 @@ KERNEL static void forward_block(const lif_call *c, int64_t at, int n, const voi
 KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const void *x,
                                   int64_t x_stride, const float *v0, const void *gs,
                                   int64_t gs_stride, const float *gv, void *gx, int64_t gx_stride,
-                                  float *gv0, float *potentials) {
+                                  float *gv0, float *g_beta, float *potentials) {
     float v[BLOCK], in[BLOCK], s[BLOCK], u[BLOCK], d[BLOCK], g[BLOCK], back[BLOCK];
     memcpy(v, v0 + at, (size_t)n * sizeof(float));
     for (int64_t t = 0; t < c->T; t++) {
@@ -145,6 +145,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
     }
     if (gv) memcpy(back, gv + at, (size_t)n * sizeof(float));
     else memset(back, 0, sizeof back);
+    double sum = 0;
     memset(g, 0, sizeof g);
     for (int64_t t = c->T - 1; t >= 0; t--) {
         const float *h = potentials + t * BLOCK;
@@ -160,8 +161,14 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
             for (int i = 0; i < n; i++) back[i] = u[i] >= 0 ? 0 : back[i];
         for (int i = 0; i < n; i++) back[i] += s[i] * d[i];
         store(gx, t * gx_stride + at, back, n, c->bf16);
+        if (g_beta) { /* h = beta v + x: the gradient of h times the v before it */
+            memcpy(v, t ? h - BLOCK : v0 + at, (size_t)n * sizeof(float));
+            if (t) fire(v, s, n, c->threshold, c->hard);
+            for (int i = 0; i < n; i++) sum += (double)back[i] * v[i];
+        }
         for (int i = 0; i < n; i++) back[i] *= c->beta;
     }
+    if (g_beta) g_beta[at / BLOCK] = (float)sum;
     memcpy(gv0 + at, back, (size_t)n * sizeof(float));
 }
 
@@ -177,11 +184,13 @@ void lif_forward(const lif_call *c, const void *x, int64_t x_stride, const float
         forward_block(c, at, block_size(c, at), x, x_stride, v0, s, s_stride, v_last);
 }
 
+int64_t lif_block(void) { return BLOCK; }
+
 /* Gradients of the spikes gs and of the last state gv, either of which may be null -> gradients of
-   x and v0. Returns 0, or 1 if there is no memory for T * BLOCK floats per thread. */
+   x and v0, and of beta, one sum per block, if g_beta is not null. Returns 0, or 1 if there is no memory for T * BLOCK floats per thread. */
 int lif_backward(const lif_call *c, const void *x, int64_t x_stride, const float *v0,
                  const void *gs, int64_t gs_stride, const float *gv, void *gx, int64_t gx_stride,
-                 float *gv0) {
+                 float *gv0, float *g_beta) {
     int failed = 0;
 #pragma omp parallel num_threads(c->threads) reduction(| : failed)
     {
@@ -191,7 +200,7 @@ int lif_backward(const lif_call *c, const void *x, int64_t x_stride, const float
         for (int64_t at = 0; at < c->elements; at += BLOCK)
             if (potentials)
                 backward_block(c, at, block_size(c, at), x, x_stride, v0, gs, gs_stride, gv, gx,
-                               gx_stride, gv0, potentials);
+                               gx_stride, gv0, g_beta, potentials);
         free(potentials);
     }
     return failed;

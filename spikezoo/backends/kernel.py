@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from spikezoo.neurons.if_ import IF
     from spikezoo.neurons.lif import LIF
+    from spikezoo.neurons.plif import PLIF
 
 # In the order of `enum surrogate`.
 SURROGATES = ("atan", "sigmoid", "fast_sigmoid", "triangle", "straight_through", "erf")
@@ -45,7 +47,7 @@ def _load() -> ctypes.CDLL | None:
             library.lif_forward.restype = None
             library.lif_backward.argtypes = [
                 ctypes.POINTER(_Call), pointer, stride, pointer, pointer, stride, pointer,
-                pointer, stride, pointer,
+                pointer, stride, pointer, pointer,
             ]  # fmt: skip
             library.lif_backward.restype = ctypes.c_int
             return library
@@ -55,7 +57,7 @@ def _load() -> ctypes.CDLL | None:
 LIBRARY: Any = _load()  # `usable` is asked before it is called
 
 
-def usable(neuron: LIF, current: Tensor) -> bool:
+def usable(neuron: LIF | IF | PLIF, current: Tensor) -> bool:
     """Whether the kernel can compute a current: built, on the CPU, float32 or bf16."""
     return (
         LIBRARY is not None
@@ -66,12 +68,14 @@ def usable(neuron: LIF, current: Tensor) -> bool:
     )
 
 
-def forward(neuron: LIF, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def forward(
+    neuron: LIF | IF | PLIF, beta: float, current: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
     """Current [T, N, *] and state [N, *] -> spikes [T, N, *], last state [N, *]."""
     layout = _Layout(current[0])
     x, v = layout.steps(current), layout.step(v)
     spikes, last = layout.empty_steps(current), torch.empty_like(v)
-    call = _call(neuron, current)
+    call = _call(neuron, beta, current)
     LIBRARY.lif_forward(
         call, x.data_ptr(), x.stride(0), v.data_ptr(),
         spikes.data_ptr(), spikes.stride(0), last.data_ptr(),
@@ -80,32 +84,41 @@ def forward(neuron: LIF, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    neuron: LIF, current: Tensor, v: Tensor, g_spikes: Tensor | None, g_v: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the spikes [T, N, *] and the last state -> of the current and first state."""
+    neuron: LIF | IF | PLIF,
+    beta: float,
+    current: Tensor,
+    v: Tensor,
+    g_spikes: Tensor | None,
+    g_v: Tensor | None,
+    wants_beta: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of the spikes [T, N, *] and last state -> of the current, first state, and beta."""
     layout = _Layout(current[0])
     x, v = layout.steps(current), layout.step(v)
     g_spikes = None if g_spikes is None else layout.steps(g_spikes.to(current.dtype))
     g_v = None if g_v is None else layout.step(g_v)
     g_current, g_first = layout.empty_steps(current), torch.empty_like(v)
+    # One sum per block: added up in the same order, however many threads there are.
+    g_beta = v.new_empty(-(-v.numel() // LIBRARY.lif_block())) if wants_beta else None
     failed = LIBRARY.lif_backward(
-        _call(neuron, current), x.data_ptr(), x.stride(0), v.data_ptr(),
+        _call(neuron, beta, current), x.data_ptr(), x.stride(0), v.data_ptr(),
         None if g_spikes is None else g_spikes.data_ptr(),
         0 if g_spikes is None else g_spikes.stride(0),
         None if g_v is None else g_v.data_ptr(),
         g_current.data_ptr(), g_current.stride(0), g_first.data_ptr(),
+        None if g_beta is None else g_beta.data_ptr(),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for the potentials of T={len(current)} steps")
-    return g_current, g_first
+    return g_current, g_first, None if g_beta is None else g_beta.sum()
 
 
-def _call(neuron: LIF, current: Tensor) -> _Call:
+def _call(neuron: LIF | IF | PLIF, beta: float, current: Tensor) -> _Call:
     elements = current[0].numel()
     return _Call(
         T=len(current),
         elements=elements,
-        beta=neuron.beta,
+        beta=beta,
         threshold=neuron.threshold,
         alpha=neuron.alpha,
         hard=neuron.reset == "hard",

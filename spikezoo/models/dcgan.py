@@ -162,7 +162,10 @@ class SNNBack(nn.Module):
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         x = self.conv3(x)  # [N, C, H, W]
         rate = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, C, H, W]
-        return (2 * rate - 1).clamp(-1, 1)  # readouts' weights add up to 1 but for rounding
+        x = 2 * rate - 1
+        # A readout's weights add up to 1 but for rounding. Clamped past the gradient, which torch
+        # would stop at exactly -1 and 1, where a spiking image has most of its pixels.
+        return x + (x.clamp(-1, 1) - x).detach()
 
 
 class SNNExtractor(nn.Module):

@@ -15,11 +15,14 @@ class Neuron(nn.Module):
 
     A neuron of one's own derives from this and defines `step` (and `initial_state` where its
     state is not one membrane potential that starts at 0). `threshold` is the size of current
-    that makes it fire; networks scale their initial currents by it.
+    that makes it fire; networks scale their initial currents by it. A step that draws random
+    numbers says `is_stochastic`; a neuron that is a library's own names its `only_backend`.
     """
 
     is_spiking = True
-    backend = "native"
+    is_stochastic = False
+    only_backend: str | None = None
+    backend: str = "native"
     threshold: float = 1.0
 
     def step(self, current: Tensor, state: State) -> tuple[Tensor, State]:

@@ -12,28 +12,17 @@ form of Eshraghian et al., "Training spiking neural networks using lessons from 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from spikezoo.catalog import registry
-from spikezoo.errors import OptionError
-from spikezoo.neurons import Neuron, State
-from spikezoo.surrogates import spike
+from spikezoo.neurons import State
+from spikezoo.neurons.threshold import Reset, ThresholdNeuron, check_decay
 
 
-class LIF(Neuron):
+class LIF(ThresholdNeuron):
     """Leaky integrate-and-fire; its state is the membrane potential (v [N, *],) after the reset.
 
     Args:
-        beta: decay of v per time step, in [0, 1].
-        threshold: of h, above 0.
-        reset: soft subtracts the threshold, hard goes to 0.
-        detach_reset: keep the reset out of the gradient.
-        surrogate: derivative of H, by its registered name; `alpha` is its slope.
-
-    Raises:
-        OptionError: a value outside its range.
+        beta: decay of v per time step, in [0, 1]; the others as `ThresholdNeuron`.
     """
 
     def __init__(
@@ -41,38 +30,22 @@ class LIF(Neuron):
         *,
         beta: float = 0.5,
         threshold: float = 1.0,
-        reset: Literal["soft", "hard"] = "soft",
+        reset: Reset = "soft",
         detach_reset: bool = False,
         surrogate: str = "atan",
         alpha: float = 2.0,
     ) -> None:
-        super().__init__()
-        if not 0 <= beta <= 1:
-            raise OptionError(f"beta is a decay in [0, 1], given {beta}")
-        if not threshold > 0:
-            raise OptionError(f"threshold is above 0, given {threshold}")
-        if reset not in ("soft", "hard"):
-            raise OptionError(f"reset is 'soft' or 'hard', given '{reset}'")
-        if not alpha > 0:
-            raise OptionError(f"alpha is above 0, given {alpha}")
-        self.beta = beta
-        self.threshold = threshold
-        self.reset = reset
-        self.detach_reset = detach_reset
-        self.surrogate = surrogate
-        self.alpha = alpha
-        self.derivative = registry("surrogates").get(surrogate)
+        super().__init__(
+            threshold=threshold,
+            reset=reset,
+            detach_reset=detach_reset,
+            surrogate=surrogate,
+            alpha=alpha,
+        )
+        self.beta = check_decay("beta", beta)
 
     def step(self, current: Tensor, state: State) -> tuple[Tensor, State]:
         (v,) = state
         h = self.beta * v + current
-        spikes = spike(h - self.threshold, self.derivative, self.alpha)
-        reset = spikes.detach() if self.detach_reset else spikes
-        v = h - reset * self.threshold if self.reset == "soft" else (1 - reset) * h
-        return spikes.to(current.dtype), (v,)
-
-    def extra_repr(self) -> str:
-        return (
-            f"beta={self.beta}, threshold={self.threshold}, reset={self.reset}, "
-            f"surrogate={self.surrogate}"
-        )
+        spikes = self.fire(h - self.threshold)
+        return spikes.to(current.dtype), (self.after_reset(h, spikes),)
