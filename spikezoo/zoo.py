@@ -82,7 +82,7 @@ def build(
     return network
 
 
-def neuron(name: str, *, backend: str | None = None, **options: Any) -> Neuron:
+def neuron(name: str, *, backend: str = "native", **options: Any) -> Neuron:
     """A spiking layer: current [T, N, *] -> spikes [T, N, *].
 
     Raises:
@@ -96,7 +96,8 @@ def neuron(name: str, *, backend: str | None = None, **options: Any) -> Neuron:
         if key not in _signature(target):
             raise unknown(f"option of neuron '{name}'", key, _signature(target))
     layer: Neuron = _construct(f"neuron '{name}'", lambda: target(**options))
-    set_backend(layer, backend)
+    # A library's own neuron has no native path: there the default is that library.
+    set_backend(layer, None if backend == "native" and layer.only_backend else backend)
     return layer
 
 
