@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from spikezoo import checkpoint, zoo
-from spikezoo.errors import CheckpointError, SpecError
+from spikezoo.errors import (
+    CheckpointError,
+    PluginError,
+    SpecError,
+    SpikeZooError,
+    UnknownNameError,
+)
 from spikezoo.sample import sample, usable
 from spikezoo.spec import Spec
 
@@ -45,6 +53,7 @@ def load(
 
     Raises:
         CheckpointError: no run there, of a newer format, or weights that do not fit exactly.
+        PluginError: a plugin that it was trained with is not installed; says which.
     """
     place = usable(device or "cpu")
     folder = Path(source)
@@ -52,17 +61,41 @@ def load(
     try:
         spec = Spec.from_json(config["spec"])
         part = config["generator"]
-        name, options, shape = part["name"], dict(part["options"]), tuple(config["shape"])
+        name, options = part["name"], dict(part["options"])
+        channels, height, width = map(int, config["shape"])
     except (KeyError, TypeError, ValueError, SpecError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}"
         ) from error
-    generator = zoo.build("gen", name, options, shape, backend)
+    try:
+        with torch.random.fork_rng(devices=()):  # initial weights are drawn, then replaced
+            generator = zoo.build("gen", name, options, (channels, height, width), backend)
+    except UnknownNameError as error:
+        raise _explained(error, config) from error
     found, _ = checkpoint.newest(folder / "checkpoints")
     if found is None:
         raise CheckpointError(f"the run {folder} has no checkpoint yet; train it on with --resume")
     load_weights(generator, found.tensors, "ema.", str(found.path))
     return Model(generator.to(place).eval(), spec, config)
+
+
+def _explained(error: UnknownNameError, config: dict[str, Any]) -> SpikeZooError:
+    """The error of an unknown name, or where a plugin is missing, one that says what to install."""
+    plugins = config.get("plugins")
+    missing = [
+        f"{name}=={version}"
+        for name, version in (plugins.items() if isinstance(plugins, dict) else ())
+        # What comes from a stranger's file goes into a command that users copy.
+        if re.fullmatch(r"[A-Za-z0-9][\w.+!-]*==[0-9][\w.+!-]*", f"{name}=={version}", re.ASCII)
+        and not any(importlib.metadata.distributions(name=name))
+    ]
+    if not missing:
+        return error
+    names = ", ".join(pin.partition("==")[0] for pin in missing)
+    return PluginError(
+        f"this model was trained with {names}, which is not installed here ({error}). If you trust "
+        f"the package: pip install {' '.join(missing)}"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

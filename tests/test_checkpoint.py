@@ -231,6 +231,22 @@ def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "file" / "checkpoints", 64, tensors(), STATE)
 
 
+def test_a_full_disk_is_an_os_error_and_leaves_the_older_ones(folder: Path) -> None:
+    resource = pytest.importorskip("resource", reason="POSIX limits stand in for a full disk")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save(folder, 192, tensors(), STATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    found, refused = checkpoint.newest(folder)
+    assert found is not None
+    assert (found.path.name, refused) == ("000000128", [])
+    checkpoint.save(folder, 192, tensors(), STATE)
+    assert sorted(path.name for path in folder.iterdir()) == ["000000128", "000000192"]
+
+
 def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     for value in (STATE, {"short": 1}):

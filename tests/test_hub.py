@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPIKEZOO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         chosen = settings(batch_size=16, side=16, precision="fp32")
-        return train(Spec.parse(SPEC), chosen, kimg=0.8, out=folder).run
+        return train(Spec.parse(SPEC), chosen, kimg=0.8, snapshot_kimg=0.4, out=folder).run
 
 
 @pytest.fixture
@@ -46,7 +46,6 @@ def newest(run: Path) -> checkpoint.Checkpoint:
 
 def test_a_run_is_loaded_with_its_averaged_weights(trained: Path) -> None:
     model = spikezoo.load(trained)
-    assert str(model.spec) == SPEC.replace("T=2,width=4", "T=2,width=4") or model.spec
     assert model.spec == spikezoo.create(SPEC).spec
     assert model.config == json.loads((trained / "config.json").read_text())
     assert not model.generator.training
@@ -105,9 +104,7 @@ def test_the_config_and_not_the_defaults_make_the_network(run: Path) -> None:
     assert options["latent_dim"] == 4
     config["generator"]["options"] = {**options, "neuron.threshold": 1e6}
     checkpoint.write_json(run / "config.json", config)
-    assert not torch.equal(spikezoo.load(run).sample([0]), spikezoo.load(run, backend=None).generator(
-        torch.zeros(1, 4)
-    ).detach()[0:0])  # fmt: skip
+    assert len(spikezoo.load(run).sample(range(8)).unique(dim=0)) == 1, "no spikes, no images"
     del config["generator"]["options"]["latent_dim"]
     checkpoint.write_json(run / "config.json", config)
     with pytest.raises(OptionError, match="latent_dim of SNNMiddle is missing"):
@@ -157,7 +154,7 @@ def test_a_config_of_another_format_version(content: str, run: Path) -> None:
         ("spec", None), ("spec", {"gen": 3}), ("spec", "gen:ann"), ("generator", None),
         ("generator", {"name": "ann"}), ("generator", {"name": "ann", "options": 3}),
         ("generator", []), ("shape", None), ("shape", 3), ("shape", [1, 16]),
-        ("shape", ["a", "b", "c"]), ("shape", [1, 16, 16.0, 4]),
+        ("shape", ["a", "b", "c"]), ("shape", [1, 16, 16, 4]),
     ],
 )  # fmt: skip
 def test_a_config_that_lacks_something(key: str, value: object, run: Path) -> None:
