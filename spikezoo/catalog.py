@@ -26,15 +26,56 @@ _BUILTINS: dict[str, dict[str, tuple[str, str]]] = {
     "discriminators": {
         "ann": ("spikezoo.models.dcgan:ANNDiscriminator", "four strided convolutions, LeakyReLU"),
         "snn": ("spikezoo.models.dcgan:SNNDiscriminator", "the same four convolutions, spiking"),
+        "timm": ("spikezoo.models.timm:TimmDiscriminator", "any backbone of timm"),
     },
     "neurons": {
         "lif": ("spikezoo.neurons.lif:LIF", "leaky integrate-and-fire"),
         "if": ("spikezoo.neurons.if_:IF", "integrate-and-fire: no leak"),
         "plif": ("spikezoo.neurons.plif:PLIF", "lif with a learned beta"),
+        "alif": ("spikezoo.neurons.alif:ALIF", "lif whose threshold rises with every spike"),
+        "cuba": ("spikezoo.neurons.cuba:CUBA", "lif behind a synaptic current"),
+        "izhikevich": ("spikezoo.neurons.izhikevich:Izhikevich", "quadratic, with recovery"),
+        "ttfs": ("spikezoo.neurons.ttfs:TTFS", "time to first spike: fires once at most"),
+        "snntorch.leaky": ("spikezoo.neurons.snntorch:Leaky", "snnTorch's own lif: resets late"),
+        "snntorch.lapicque": ("spikezoo.neurons.snntorch:Lapicque", "snnTorch's own RC circuit"),
+        "snntorch.synaptic": ("spikezoo.neurons.snntorch:Synaptic", "snnTorch's own cuba"),
+        "snntorch.alpha": ("spikezoo.neurons.snntorch:Alpha", "snnTorch's own alpha function"),
+        "snntorch.rleaky": ("spikezoo.neurons.snntorch:RLeaky", "snnTorch's own recurrent lif"),
+        "snntorch.rsynaptic": (
+            "spikezoo.neurons.snntorch:RSynaptic",
+            "snnTorch's own recurrent cuba",
+        ),
+        "spikingjelly.lif": (
+            "spikezoo.neurons.spikingjelly:LIFNode",
+            "SpikingJelly's own lif: decays its input",
+        ),
+        "spikingjelly.parametric_lif": (
+            "spikezoo.neurons.spikingjelly:ParametricLIFNode",
+            "SpikingJelly's own plif: decays its input",
+        ),
+        "spikingjelly.klif": (
+            "spikezoo.neurons.spikingjelly:KLIFNode",
+            "SpikingJelly's own lif with a learned gain",
+        ),
+        "spikingjelly.qif": ("spikezoo.neurons.spikingjelly:QIFNode", "SpikingJelly's quadratic"),
+        "spikingjelly.eif": ("spikezoo.neurons.spikingjelly:EIFNode", "SpikingJelly's exponential"),
+        "spikingjelly.izhikevich": (
+            "spikezoo.neurons.spikingjelly:IzhikevichNode",
+            "SpikingJelly's own quadratic with recovery",
+        ),
     },
     "backends": {
         "reference": ("spikezoo.backends.reference:REFERENCE", "a loop of `step`: the definition"),
         "native": ("spikezoo.backends.native:NATIVE", "explicit backward pass through time"),
+        "snntorch": ("spikezoo.backends.snntorch:SNNTORCH", "snnTorch, step by step"),
+        "spikingjelly": (
+            "spikezoo.backends.spikingjelly:SPIKINGJELLY",
+            "SpikingJelly, all time steps in one call",
+        ),
+        "spikingjelly_exact": (
+            "spikezoo.backends.spikingjelly:EXACT",
+            "SpikingJelly, step by step",
+        ),
     },
     "surrogates": {
         "atan": ("spikezoo.surrogates:atan", "alpha/2 / (1 + (pi/2 alpha u)^2)"),
@@ -62,8 +103,20 @@ _BUILTINS: dict[str, dict[str, tuple[str, str]]] = {
         "cifar10": ("spikezoo.data:CIFAR10", "uoft-cs/cifar10: 50,000 colour photographs"),
         "folder": ("spikezoo.data:FOLDER", "a directory of images, named by --data"),
     },
-    "features": {},
+    "features": {
+        "timm": (
+            "spikezoo.models.timm:TimmFeatures",
+            "any backbone of timm, before its classifier",
+        ),
+    },
 }
+
+_STEP = ("native", "reference")
+_LIBRARIES = (*_STEP, "snntorch", "spikingjelly", "spikingjelly_exact")
+# The built-in backends that have each built-in neuron: what their `supports` says, with no import.
+BACKENDS_OF: dict[str, tuple[str, ...]] = {
+    name: (name.partition(".")[0],) if "." in name else _STEP for name in _BUILTINS["neurons"]
+} | dict.fromkeys(("lif", "if", "plif", "cuba"), _LIBRARIES)
 
 REGISTRIES: dict[str, Registry[Any]] = {
     kind: Registry(kind, table) for kind, table in _BUILTINS.items()

@@ -213,14 +213,15 @@ def sample(
 
     text = f"0-{(n or 64) - 1}" if seeds is None else seeds
     chosen = sampling.parse_seeds(text)
+    if out is None and len(text) > 100:
+        raise OptionError("so many --seeds make no file name; give one with --out")
+    path = out or run / "samples" / (f"seeds-{text}.png" if grid else f"seeds-{text}")
+    if grid and path.suffix.lower() != ".png":
+        raise OptionError(f"--out of a grid is a .png file, given '{path}'; or use --images")
     images = hub.load(run, backend=backend, device=device).sample(chosen)
     if grid:
-        path = out or run / "samples" / f"seeds-{text}.png"
-        if path.suffix.lower() != ".png":
-            raise OptionError(f"--out of a grid is a .png file, given '{path}'; or use --images")
         sampling.save_grid(images, path, columns)
     else:
-        path = out or run / "samples" / f"seeds-{text}"
         sampling.save_images(images, chosen, path)
     click.echo(path)
 
@@ -230,7 +231,7 @@ def sample(
 @click.argument("pattern", default="*")
 def list_(kind: str | None, pattern: str) -> None:
     """List what there is: all kinds, or the names of a KIND that match a PATTERN."""
-    from spikezoo.catalog import REGISTRIES, registry
+    from spikezoo.catalog import BACKENDS_OF, REGISTRIES, registry
 
     kinds = {kind: registry(kind)} if kind else REGISTRIES
     for name, found in kinds.items():
@@ -242,9 +243,66 @@ def list_(kind: str | None, pattern: str) -> None:
         click.echo(name)
         width = max(map(len, entries))
         for n, (entry, *_) in entries.items():
-            click.echo(f"  {n:{width}}  {entry.summary or entry.source}")
+            backends = BACKENDS_OF.get(n, ()) if name == "neurons" else ()
+            on = f"  [{', '.join(backends)}]" if backends else ""
+            click.echo(f"  {n:{width}}  {entry.summary or entry.source}{on}")
         for conflict in found.conflicts():
             click.echo(f"spikezoo: warning: {conflict}", err=True)
+
+
+@main.command()
+def plugins() -> None:
+    """List the installed plugins: what each adds, and what is wrong with it."""
+    from spikezoo import plugins as installed
+
+    click.echo(installed.report())
+
+
+@main.command()
+@click.argument("neurons", nargs=-1, metavar="[NEURON]...")
+@option("--backend", "backends", multiple=True, help="Compare only this one; may be repeated.")
+@option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
+@option("--markdown", type=click.Path(path_type=Path), help="Write the page of the docs here too.")
+def parity(
+    neurons: tuple[str, ...],
+    backends: tuple[str, ...],
+    json_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Compare the backends on each NEURON; exit status 1 if one differs from `reference`."""
+    from spikezoo import parity as measured
+    from spikezoo.checkpoint import write_text
+
+    rows = measured.parity(neurons, backends, progress=True)
+    click.echo(measured.as_text(rows))
+    if json_file:
+        write_text(json_file, measured.as_json(rows))
+    if markdown:
+        write_text(markdown, measured.as_markdown(rows))
+    if measured.differs(rows):
+        raise SystemExit(1)
+
+
+@main.group()
+def plugin() -> None:
+    """Write a plugin of your own."""
+
+
+@plugin.command()
+@click.argument("name")
+@option(
+    "--kind",
+    type=click.Choice(["neuron"]),
+    default="neuron",
+    expose_value=False,  # the only one so far
+    help="What it adds.",
+)
+def new(name: str) -> None:
+    """Write the package spikezoo-NAME, with a neuron NAME and a test that passes."""
+    from spikezoo import scaffold
+
+    path = scaffold.new_plugin(name)
+    click.echo(f"{path} written; next: pip install --editable {path}; pytest {path}")
 
 
 @main.command()

@@ -8,7 +8,7 @@
     │   ├── DuplicateNameError   one name claimed by two sources
     │   └── DataError            a dataset that is missing or unreadable
     └── JobError                 work that was begun and failed          (exit status 1)
-        ├── PluginError          a plugin that cannot be imported
+        ├── PluginError          a plugin that is missing or cannot be imported
         ├── CheckpointError      a run or model folder that cannot be used
         ├── TrainingError        a loss that is no longer finite
         └── ContractError        a component that breaks `spikezoo.testing`'s contract
@@ -59,7 +59,7 @@ class JobError(SpikeZooError):
 
 
 class PluginError(JobError):
-    """A plugin that cannot be imported."""
+    """A plugin that is missing or cannot be imported."""
 
 
 class CheckpointError(JobError):

@@ -102,7 +102,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
             values = [row[key].get(layer) for row in rows]
             if axes is gradients:
                 values = [value or None for value in values]  # its axis has no place for 0
-            axes.plot(kimg, values, style, label=layer)
+            # The figure has no room for the names of more.
+            axes.plot(kimg, values, style, label=layer if index < 20 else None)
     losses.set(title="loss", xlabel="kimg")
     rates.set(title="firing rate", xlabel="kimg", ylim=(0, 1))
     gradients.set(title="gradient norm", xlabel="kimg", yscale="log")

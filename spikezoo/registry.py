@@ -21,11 +21,20 @@ NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one component lives (`module:attr`), what it is, and the distribution it comes from."""
+    """Where one component lives (`module:attr`), what it is, and the distribution it comes from.
+
+    `version` is that of a plugin's distribution; SpikeZoo's own components have none.
+    """
 
     target: str
     summary: str
-    source: str
+    distribution: str
+    version: str = ""
+
+    @property
+    def source(self) -> str:
+        """The distribution, and a plugin's version: `spikezoo-norse 1.0`."""
+        return f"{self.distribution} {self.version}".rstrip()
 
 
 class Registry(Generic[T]):
@@ -38,6 +47,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, builtins: Mapping[str, tuple[str, str]]) -> None:
         self.kind = kind
+        self._one = kind.removesuffix("es" if kind.endswith("sses") else "s")  # losses, generators
         self._builtins = {
             name: Entry(target, summary, "spikezoo-gan")
             for name, (target, summary) in builtins.items()
@@ -87,9 +97,9 @@ class Registry(Generic[T]):
         """
         entries = self._entries(name)
         if not entries:
-            raise unknown(self.kind.removesuffix("s"), name, self.names())
-        if len(entries) > 1 and name not in self._builtins:
-            raise self._duplicate(name, entries)
+            raise unknown(self._one, name, self.names())
+        if name not in self._builtins and (error := self.conflict(name)):
+            raise error
         return entries[0]
 
     def source(self, name: str) -> str:
@@ -116,7 +126,7 @@ class Registry(Generic[T]):
         # Whatever a plugin raises on import, `sys.exit()` included, is that plugin's fault.
         except (Exception, SystemExit) as error:
             raise PluginError(
-                f"{self.kind.removesuffix('s')} '{name}' of {entry.source} cannot be loaded from "
+                f"{self._one} '{name}' of {entry.source} cannot be loaded from "
                 f"'{entry.target}': {type(error).__name__}: {error}"
             ) from error
         self._loaded[name] = cast(T, component)
@@ -128,11 +138,12 @@ class Registry(Generic[T]):
 
     def conflicts(self) -> list[DuplicateNameError]:
         """One error for every name that more than one source claims."""
-        return [
-            self._duplicate(name, entries)
-            for name, entries in self.entries().items()
-            if len(entries) > 1
-        ]
+        return [error for name in self.names() if (error := self.conflict(name))]
+
+    def conflict(self, name: str) -> DuplicateNameError | None:
+        """The error for a name that more than one source claims; None for any other."""
+        entries = self._entries(name)
+        return self._duplicate(name, entries) if len(entries) > 1 else None
 
     def _entries(self, name: str) -> list[Entry]:
         builtin = [self._builtins[name]] if name in self._builtins else []
@@ -142,7 +153,7 @@ class Registry(Generic[T]):
     def _read_plugins(self) -> dict[str, list[Entry]]:
         if self._plugins is None:
             self._plugins = {}
-            for group, name, entry in _installed():
+            for group, name, entry in installed():
                 if group == f"spikezoo.{self.kind}":
                     self._plugins.setdefault(name, []).append(entry)
         return self._plugins
@@ -150,13 +161,12 @@ class Registry(Generic[T]):
     def _duplicate(self, name: str, entries: list[Entry]) -> DuplicateNameError:
         claims = " and ".join(f"{entry.source} ({entry.target})" for entry in entries)
         return DuplicateNameError(
-            f"{self.kind.removesuffix('s')} '{name}' is claimed by {claims}; "
-            "rename or uninstall one of them"
+            f"{self._one} '{name}' is claimed by {claims}; rename or uninstall one of them"
         )
 
 
 @functools.cache
-def _installed() -> list[tuple[str, str, Entry]]:
+def installed() -> list[tuple[str, str, Entry]]:
     """Group, name and entry of every installed entry point `spikezoo.*`; imports no plugin.
 
     What cannot be read is left out with a warning: one broken installation hides no other.
@@ -177,7 +187,8 @@ def _installed() -> list[tuple[str, str, Entry]]:
                 continue
             for point in points:
                 if NAME.fullmatch(point.name):
-                    entries.append((point.group, point.name, Entry(point.value, "", source)))
+                    entry = Entry(point.value, "", name, version)
+                    entries.append((point.group, point.name, entry))
                 else:
                     log.warning("entry point '%s' of %s is no name; left out", point.name, source)
         except Exception as error:  # noqa: BLE001  # whatever is wrong with the files of others

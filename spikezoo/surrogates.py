@@ -1,8 +1,9 @@
 """The firing function H and the surrogate derivatives that stand in for its own.
 
 `spike(u)` is 1 where u >= 0. Its backward pass multiplies by a surrogate derivative, a pure
-function of u = h - threshold and the slope alpha, finite for every finite u (Neftci et al. 2019,
-"Surrogate gradient learning in spiking neural networks").
+function of u = h - threshold and the slope alpha, finite for every u, and so is its own derivative
+in `spike` (Neftci et al. 2019, "Surrogate gradient learning in spiking neural networks"). Formulas
+and pictures: docs/surrogates.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 Surrogate = Callable[[Tensor, float], Tensor]
+# Beyond, alpha u overflows, and the derivative of what is constant there would be 0 * inf.
+LARGEST = 1e30
 
 
 def atan(u: Tensor, alpha: float) -> Tensor:
@@ -64,4 +67,4 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
-        return grad * ctx.surrogate(u, ctx.alpha), None, None
+        return grad * ctx.surrogate(u.clamp(-LARGEST, LARGEST), ctx.alpha), None, None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikezoo.backends import set_backend
+from spikezoo.backends import backends_of, set_backend
 from spikezoo.catalog import registry
 from spikezoo.errors import ContractError, OptionError
 from spikezoo.neurons import Neuron, State
@@ -85,7 +85,8 @@ def check_neuron(neuron: Callable[..., Neuron], *, compile: bool = False) -> Non
 
     Its spikes, state and gradients, first and second, equal those of the `reference` backend for
     many T, shapes, dtypes and memory layouts; with each `reset` and `detach_reset` where it has
-    these options. A call leaves nothing behind, and a run can be cut in two.
+    these options. A call leaves nothing behind, and a run can be cut in two. A stochastic neuron
+    is checked in eval mode, where it draws nothing.
 
     Args:
         compile: also under torch.compile, which is slow.
@@ -95,10 +96,10 @@ def check_neuron(neuron: Callable[..., Neuron], *, compile: bool = False) -> Non
     """
     with _own_random_state():
         for layer, label in _variants(neuron):
-            backends = registry("backends")
-            for name in backends.names():
-                if backends.get(name).supports(layer):
-                    _check_layer(layer, name, f"{label} on backend '{name}'", compile)
+            backends = backends_of(layer)
+            _require(bool(backends), f"{label}: no backend that can be loaded has this neuron")
+            for name in backends:
+                _check_layer(layer, name, f"{label} on backend '{name}'", compile)
 
 
 def check_backend(backend: str) -> None:
@@ -323,6 +324,7 @@ def _variants(neuron: Callable[..., Neuron]) -> Iterator[tuple[Neuron, str]]:
             seen.append(options)
             layer = neuron(**options)
             _require(isinstance(layer, Neuron), f"{_name(layer)} is no spikezoo.neurons.Neuron")
+            layer.train(not layer.is_stochastic)  # draws of two runs cannot be compared
             yield layer, " ".join([_name(layer), *(f"{k}={v}" for k, v in options.items())])
 
 
@@ -392,6 +394,7 @@ def _evaluate(layer: Neuron, run: Run, current: Tensor, where: str, twice: bool 
     floats = [s for s in state if s.is_floating_point()]
     for s in floats:
         _require(s.dtype in (torch.float32, torch.float64), f"{where}: the state is {s.dtype}")
+    floats = [s for s in floats if s.requires_grad]  # a neuron may detach a part of its state
     # The weights of spikes stand for the layers behind, which a gradient penalty reaches too.
     g_spikes = _normal(*spikes.shape, seed=1).to(spikes).requires_grad_()
     weights = [g_spikes, *(_normal(*s.shape, seed=2).to(s) for s in floats)]

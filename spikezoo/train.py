@@ -202,6 +202,7 @@ def _config(spec: Spec, chosen: Settings, pixels: Tensor, kimg: float) -> dict[s
         "image_range": [-1, 1],
         "training": {**asdict(chosen), "kimg": kimg},
         "versions": {name: importlib.metadata.version(name) for name in ("spikezoo-gan", "torch")},
+        "plugins": zoo.distributions(spec, losses=chosen.loss, backends=chosen.backend),
     }
 
 
@@ -474,7 +475,7 @@ def _open_run(out: Path, spec: Spec, config: dict[str, Any], resume: bool) -> Pa
 def _same_run(old: dict[str, Any], new: dict[str, Any]) -> bool:
     def essence(config: dict[str, Any]) -> dict[str, Any]:
         training = {k: v for k, v in config.get("training", {}).items() if k != "kimg"}
-        return {**config, "training": training, "versions": None}
+        return {**config, "training": training, "versions": None, "plugins": None}
 
     return essence(json.loads(json.dumps(new))) == essence(old)
 

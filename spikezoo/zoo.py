@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -109,6 +109,35 @@ def resolve(part: Part) -> Options:
         OptionError: a value of another type.
     """
     return _resolve_part(part)[0]
+
+
+def distributions(spec: Spec, **others: str | None) -> dict[str, str]:
+    """Name and version of each plugin's distribution that a spec needs; of SpikeZoo's own, nothing.
+
+    Args:
+        spec: its networks, with all that their options name, and its dataset.
+        others: further components by kind, as `losses="bce"`; None for none.
+
+    Raises:
+        UnknownNameError, OptionError: as `resolve`.
+    """
+    used = [("datasets", spec.dataset), *others.items()]
+    for part in (spec.gen, spec.disc):
+        kind = REGISTRY_OF[part.kind]
+        options = _nest(registry(kind).get(part.name), resolve(part))
+        used += _components(Component(kind, part.name, options))
+    entries = [registry(kind).entry(name) for kind, name in used if name is not None]
+    return {entry.distribution: entry.version for entry in entries if entry.version}
+
+
+def _components(component: Component) -> Iterator[tuple[str, str]]:
+    """Kind and name of a component and of all that its options name, inside one another."""
+    yield component.kind, component.name
+    for key, value in component.options.items():
+        if isinstance(value, Component):
+            yield from _components(value)
+        elif key == "surrogate":  # a function, which has no options: its name is the whole choice
+            yield "surrogates", value
 
 
 def canonical(spec: Spec) -> Spec:

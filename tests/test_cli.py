@@ -22,7 +22,7 @@ from spikezoo.spec import Spec
 
 TINY = ("gen:snn_middle,width=4,latent_dim=4,T=2", "disc:snn,width=4,T=2")
 FAST = ("--batch-size", "16", "--side", "16", "--precision", "fp32")
-GENERATORS, DISCRIMINATORS = names("generators"), names("discriminators")
+GENERATORS, DISCRIMINATORS = names("generators"), names("discriminators", "*nn")
 
 
 @pytest.fixture(autouse=True)

@@ -192,7 +192,7 @@ def test_penalties_of_a_flat_discriminator_have_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("name", names("discriminators"))
+@pytest.mark.parametrize("name", names("discriminators", "*nn"))
 def test_penalties_reach_the_weights_of_every_discriminator(name: str, backend: str) -> None:
     """Double backward: the penalty's gradient with respect to the weights is finite, not zero."""
     torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_penalties_reach_the_weights_of_every_discriminator(name: str, backend: 
     assert not real.requires_grad, "the caller's images are left as they were"
 
 
-@pytest.mark.parametrize("name", names("discriminators"))
+@pytest.mark.parametrize("name", names("discriminators", "*nn"))
 def test_r1_agrees_between_backends(name: str) -> None:
     torch.manual_seed(0)
     options = resolve(Part("disc", name)) | {"width": 4}

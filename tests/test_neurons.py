@@ -282,6 +282,27 @@ def test_surrogate_is_finite_and_even_with_finite_slope(name: str) -> None:
             assert slope.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [1e-3, *ALPHAS, 1e3])
+@pytest.mark.parametrize("name", names("surrogates"))
+def test_firing_is_finite_in_both_derivatives_for_every_input(
+    name: str, alpha: float, dtype: torch.dtype
+) -> None:
+    surrogate = registry("surrogates").get(name)
+    tiny, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
+    sizes = torch.tensor([0.0, tiny, 1e-30, 1.0, 1e19, 1e30, 1e38, most, math.inf], dtype=dtype)
+    u = torch.cat([-sizes, sizes]).requires_grad_()
+    spikes = spike(u, surrogate, alpha)
+    assert spikes.tolist() == (u >= 0).to(dtype).tolist()
+    weight = torch.ones_like(u, requires_grad=True)
+    (first,) = torch.autograd.grad(spikes, u, weight, create_graph=True)
+    assert first.isfinite().all()
+    assert_close(first[: len(sizes)], first[len(sizes) :], rtol=0, atol=1e-6 * alpha)
+    second = torch.autograd.grad(first.sum(), [u, weight], allow_unused=True)
+    assert all(g is None or g.isfinite().all() for g in second)
+    assert surrogate(u.detach(), alpha).isfinite().all()  # as backends use it
+
+
 def test_every_surrogate_is_tested_here() -> None:
     builtin = [n for n in names("surrogates") if "spikezoo" in registry("surrogates").source(n)]
     assert sorted(PRIMITIVES) == builtin

@@ -61,9 +61,10 @@ def rows(result: Result) -> list[dict[str, object]]:
 @pytest.mark.parametrize("disc", names("discriminators"))
 @pytest.mark.parametrize("gen", names("generators"))
 def test_every_pair_trains(gen: str, disc: str, tmp_path: Path) -> None:
-    result = run(tmp_path, f"gen:{gen},width=4+disc:{disc},width=4", kimg=0.064)
+    spec = f"gen:{gen},width=4+disc:{disc},{'model=test_resnet' if disc == 'timm' else 'width=4'}"
+    result = run(tmp_path, spec, kimg=0.064)
     assert result.finished
-    before = spikezoo.create(f"gen:{gen},width=4+disc:{disc},width=4", shape=(1, 16, 16))
+    before = spikezoo.create(spec, shape=(1, 16, 16))
     after = final(result)
     for prefix, network in (
         ("generator", before.generator),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from spikezoo.catalog import registry
 from spikezoo.errors import OptionError
 from spikezoo.neurons import Neuron, State
+
+log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -44,5 +47,12 @@ def set_backend(network: nn.Module, name: str | None) -> None:
 
 def backends_of(neuron: Neuron) -> list[str]:
     """The names of the installed backends that have a neuron."""
-    found = registry("backends")
-    return [name for name in found.names() if found.get(name).supports(neuron)]
+    return [name for name in registry("backends").names() if _has(name, neuron)]
+
+
+def _has(backend: str, neuron: Neuron) -> bool:
+    try:
+        return bool(registry("backends").get(backend).supports(neuron))
+    except Exception as error:  # noqa: BLE001  # a plugin's fault, which is to hurt no one else
+        log.debug("backend '%s' is left out: %r", backend, error)
+        return False

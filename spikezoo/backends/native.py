@@ -18,13 +18,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from spikezoo.backends import kernel
-from spikezoo.backends.reference import REFERENCE, loop
+from spikezoo.backends.reference import REFERENCE, Step, loop
 from spikezoo.neurons import Neuron, State
 from spikezoo.neurons.if_ import IF
 from spikezoo.neurons.lif import LIF
@@ -202,24 +201,27 @@ class _Compiled(torch.autograd.Function):
         return None, found[0], None, *found[1:]
 
 
-_STEPS: WeakKeyDictionary[Neuron, Callable[..., Any]] = WeakKeyDictionary()
+# By class: a table by neuron would keep every neuron alive through its own compiled method.
+_STEPS: dict[type[Neuron], Callable[..., Any]] = {}
 
 
-def _compiled_step(neuron: Neuron) -> Callable[..., Any]:
-    """The neuron's step, compiled once; the step itself where it cannot be compiled."""
-    if neuron not in _STEPS:
-        compiled = torch.compile(neuron.step, dynamic=True)
+def _compiled_step(neuron: Neuron) -> Step:
+    """The neuron's step, compiled once per class; the step itself where it cannot be compiled."""
+    kind = type(neuron)
+    if kind not in _STEPS:
+        _STEPS[kind] = torch.compile(kind.step, dynamic=True)
 
-        def step(current: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(current: Tensor, state: State) -> tuple[Tensor, State]:
+        if _STEPS[kind] is not kind.step:
             try:
-                return compiled(current, state)
+                spikes, after = _STEPS[kind](neuron, current, state)
+                return spikes, after
             except Exception as error:  # noqa: BLE001  # no compiler here, or a step beyond it
-                log.warning("%s runs uncompiled: %s", type(neuron).__name__, error)
-                _STEPS[neuron] = neuron.step
-                return neuron.step(current, state)
+                log.warning("%s runs uncompiled: %s", kind.__name__, error)
+                _STEPS[kind] = kind.step
+        return neuron.step(current, state)
 
-        _STEPS[neuron] = step
-    return _STEPS[neuron]
+    return step
 
 
 # --- gradients by autograd ------------------------------------------------------------------

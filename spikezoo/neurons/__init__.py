@@ -16,7 +16,8 @@ class Neuron(nn.Module):
     A neuron of one's own derives from this and defines `step` (and `initial_state` where its
     state is not one membrane potential that starts at 0). `threshold` is the size of current
     that makes it fire; networks scale their initial currents by it. A step that draws random
-    numbers says `is_stochastic`; a neuron that is a library's own names its `only_backend`.
+    numbers, which it may in training mode only, says `is_stochastic`; a neuron that is a library's
+    own names its `only_backend`.
     """
 
     is_spiking = True

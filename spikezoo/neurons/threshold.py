@@ -49,10 +49,15 @@ class ThresholdNeuron(Neuron):
         """H(u), u the distance of h above the threshold, differentiable by the surrogate."""
         return spike(u, self.derivative, self.alpha)
 
-    def after_reset(self, h: Tensor, spikes: Tensor) -> Tensor:
-        """v: h where there is no spike; h - threshold (soft) or 0 (hard) where there is one."""
+    def after_reset(self, h: Tensor, spikes: Tensor, barrier: Tensor | None = None) -> Tensor:
+        """v: h where there is no spike; h - threshold (soft) or 0 (hard) where there is one.
+
+        `barrier` [N, *] is what h had to reach where that is not the constant threshold.
+        """
         reset = spikes.detach() if self.detach_reset else spikes
-        return h - reset * self.threshold if self.reset == "soft" else (1 - reset) * h
+        if self.reset == "hard":
+            return (1 - reset) * h
+        return h - reset * (self.threshold if barrier is None else barrier)
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold}, reset={self.reset}, surrogate={self.surrogate}"
