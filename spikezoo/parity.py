@@ -13,6 +13,7 @@ import importlib.metadata
 import inspect
 import itertools
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -25,9 +26,10 @@ from tqdm import tqdm
 
 from spikezoo.backends import backends_of, set_backend
 from spikezoo.catalog import registry
-from spikezoo.errors import OptionError
+from spikezoo.errors import OptionError, PluginError
 from spikezoo.neurons import Neuron
 
+log = logging.getLogger(__name__)
 Options = dict[str, Any]
 
 BIT_EQUAL = "bit-equal"
@@ -170,13 +172,20 @@ def parity(
 
     Raises:
         UnknownNameError: no such neuron or backend.
+        PluginError: a neuron asked for by name cannot be loaded; else it is left out.
         OptionError: none of the backends has any of the neurons.
     """
     for name in backends:
         registry("backends").entry(name)
     work: list[tuple[str, list[str], Case]] = []
     for name in neurons or registry("neurons").names():
-        found = set(backends_of(registry("neurons").get(name)()))
+        try:
+            found = set(backends_of(registry("neurons").get(name)()))
+        except PluginError as error:
+            if neurons:
+                raise
+            log.warning("left out: %s", error)
+            continue
         chosen = sorted(found & set(backends) if backends else found - {"reference"})
         if chosen and "reference" in found:
             work += [(name, chosen, case) for case in cases(name)]

@@ -147,7 +147,7 @@ def test_parity_of_nothing_says_so() -> None:
         parity.parity(["lief"])
     with pytest.raises(UnknownNameError, match="no backend 'snntorc'; did you mean 'snntorch'"):
         parity.parity(["lif"], ["snntorc"])
-    with pytest.raises(OptionError, match="none of the backends snntorch has .* neurons ttfs"):
+    with pytest.raises(OptionError, match=r"none of the backends snntorch has .* neurons ttfs"):
         parity.parity(["ttfs"], ["snntorch"])
 
 
@@ -177,9 +177,9 @@ def test_each_library_has_five_neurons_of_its_own() -> None:
 
 
 def test_backend_without_the_neuron_says_which_have_it() -> None:
-    with pytest.raises(OptionError, match="'snntorch' has no neuron 'TTFS'.*: native, reference"):
+    with pytest.raises(OptionError, match=r"'snntorch' has no neuron 'TTFS'.*: native, reference"):
         spikezoo.neuron("ttfs", backend="snntorch")
-    with pytest.raises(OptionError, match="'reference' has no neuron 'KLIFNode'.*: spikingjelly$"):
+    with pytest.raises(OptionError, match=r"'reference' has no neuron 'KLIFNode'.*: spikingjelly$"):
         spikezoo.neuron("spikingjelly.klif", backend="reference")
 
 
@@ -215,7 +215,7 @@ def test_fused_spikes_are_equal_also_where_rounding_decides(
     spikes, (v,) = spikezoo.neuron(neuron, backend="spikingjelly", **options).run(x)
     wanted, (wanted_v,) = spikezoo.neuron(neuron, backend="reference", **options).run(x)
     assert torch.equal(spikes, wanted)
-    assert_close(v, wanted_v, rtol=0, atol=2e-5)
+    assert_close(v, wanted_v, rtol=0, atol=3e-6 * wanted_v.abs().max().item())
 
 
 def test_fused_spikes_that_no_rounding_decides_are_the_librarys(
@@ -348,7 +348,10 @@ def test_network_gives_the_same_images_on_every_backend(name: str, neuron: str) 
     network = generator(name, neuron=neuron, **({} if neuron == "if" else {"beta": "0.9"}))
     z = torch.randn(16, network.latent_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        network.train()(z)  # batch norms learn their statistics
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.momentum = 1.0  # the statistics of one batch are all that there is
+        network.train()(z)
         network.eval()
         images = {}
         for backend in BACKENDS:

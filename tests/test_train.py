@@ -142,7 +142,7 @@ def test_a_lengthened_run_equals_a_long_one(tmp_path: Path) -> None:
 def test_resume_starts_a_run_where_there_is_none_like_it(tmp_path: Path) -> None:
     first = run(tmp_path, resume=True)
     same = run(tmp_path, resume=True)
-    other = run(tmp_path, resume=True, lr_g=1e-3)
+    other = run(tmp_path, resume=True, lr_g=3e-3)
     assert (first.run == same.run, first.run == other.run) == (True, False)
 
 
