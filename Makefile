@@ -13,7 +13,7 @@ train: $(VENV)/installed
 
 # The whole test suite.
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -151,9 +151,10 @@ def train(
 ) -> None:
     """Train a generator and a discriminator: spikezoo train gen:snn_middle disc:snn@mnist."""
     spec = _spec(parts)
+    from spikezoo import recipes
     from spikezoo import train as training
 
-    chosen = training.settings(recipe, device=device, **given)
+    chosen = recipes.settings(recipe, device=device, **given)
     if dry_run:
         click.echo(
             json.dumps(training.dry_run(spec, chosen, kimg=kimg, data_dir=data_dir), indent=2)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+
+from spikezoo.errors import OptionError
 
 # A spiking layer below or above these rates passes nothing on; between them lies all that works.
 SILENT, SATURATED = 0.001, 0.999
@@ -113,3 +116,27 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     temporary = picture.with_name(f".writing-{picture.name}")
     figure.savefig(temporary, dpi=80, format="png")
     os.replace(temporary, picture)
+
+
+def tensorboard_writer(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """A function that logs one line of metrics for TensorBoard.
+
+    Raises:
+        OptionError: TensorBoard is not installed; says how to install it.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise OptionError(
+            "--tensorboard needs the package tensorboard: pip install 'spikezoo-gan[tensorboard]'"
+        ) from error
+    writer = SummaryWriter(str(folder))
+
+    def write(row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            named = value if isinstance(value, dict) else {"": value}
+            for name, number in named.items():
+                writer.add_scalar(f"{key}/{name}".rstrip("/"), number, row["images"])
+        writer.flush()
+
+    return write

@@ -1,11 +1,4 @@
-"""One training loop, readable from top to bottom, that can be stopped and resumed at any moment.
-
-runs/<slug>/config.json      all that reproduces the run
-            metrics.jsonl    one line per 25 iterations
-            samples/*.png    images of the same 64 seeds as training goes on
-            checkpoints/     the newest two, see `spikezoo.checkpoint`
-            curves.png       losses, firing rates and gradient norms
-"""
+"""One training loop, readable from top to bottom, that can be stopped and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -15,64 +8,30 @@ import importlib.metadata
 import json
 import logging
 import math
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from spikezoo import checkpoint, data, hub, losses, monitor, sample, zoo
+from spikezoo import checkpoint, data, hub, losses, monitor, run_folder, sample, zoo
 from spikezoo.catalog import registry
-from spikezoo.errors import JobError, OptionError, TrainingError, unknown
+from spikezoo.errors import OptionError, TrainingError
+from spikezoo.recipes import R1_EVERY, Settings
 from spikezoo.spec import Spec
 
 log = logging.getLogger(__name__)
 
 TICK = 25  # iterations from one line of metrics to the next; the first line is iteration 1
 SHOWN_SEEDS = range(64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a spec is trained. Two runs of equal spec, settings and data are the same run.
-
-    `kimg` is not among them: a run can be lengthened. R1 is applied to every `R1_EVERY`th
-    iteration with its weight multiplied by that (Karras et al. 2020, "lazy regularisation").
-    """
-
-    recipe: str = "default"
-    loss: str = "bce"
-    lr_g: float = 2e-4
-    lr_d: float = 2e-4
-    adam_beta1: float = 0.5
-    adam_beta2: float = 0.999
-    batch_size: int = 64
-    r1: float = 0.0
-    ema_halflife_kimg: float = 10.0
-    seed: int = 0
-    side: int = 32
-    precision: str = "fp32"
-    backend: str | None = None
-
-
-R1_EVERY = 8
-RECIPES: dict[str, dict[str, Any]] = {
-    # What the paper used: the tutorials' DCGAN, which averages no weights.
-    "paper": {"lr_g": 2e-4, "lr_d": 2e-4, "ema_halflife_kimg": 0.0},
-    # Found on the digits, 40 kimg: 2e-4 for both needs longer, at equal rates the discriminator
-    # wins and images grow noisy; averaging removes most of the noise that is left.
-    "default": {"lr_g": 1e-3, "lr_d": 5e-4, "ema_halflife_kimg": 10.0},
-}
 
 
 @dataclass(frozen=True)
@@ -83,44 +42,6 @@ class Result:
     grid: Path
     images: int
     finished: bool
-
-
-def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> Settings:
-    """The settings of a recipe, with what is given (and not None) in place of its own.
-
-    Precision, where it is not given, is bf16 on a device that computes in it.
-
-    Raises:
-        UnknownNameError, OptionError: the recipe, the loss, the device, or a value that cannot be
-            used.
-    """
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    precision = "bf16" if _has_bf16(sample.usable(device)) else "fp32"
-    chosen = Settings(recipe=recipe, precision=precision, **RECIPES[recipe])
-    chosen = replace(chosen, **{key: value for key, value in given.items() if value is not None})
-    registry("losses").entry(chosen.loss)
-    if chosen.backend is not None:
-        registry("backends").entry(chosen.backend)
-    if chosen.precision not in ("fp32", "bf16"):
-        raise OptionError(f"precision is fp32 or bf16, given '{chosen.precision}'")
-    for field in fields(chosen):
-        value = getattr(chosen, field.name)
-        if isinstance(value, float) and not (0 <= value < math.inf):
-            raise OptionError(f"{field.name} is 0 or more, given {value}")
-    if chosen.side < 16 or chosen.side % 16:
-        nearest = max(16, 16 * round(chosen.side / 16))
-        raise OptionError(f"side is divisible by 16, given {chosen.side}; the nearest is {nearest}")
-    if chosen.batch_size < 2:
-        raise OptionError("batch_size is at least 2: batch norm needs more than one image")
-    return chosen
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def train(
@@ -150,12 +71,12 @@ def train(
     pixels, pair, config = _prepare(spec, chosen, kimg, data_dir)
     kimg = config["training"]["kimg"]
     state = _State(pair.generator, pair.discriminator, pixels, chosen, torch.device(device))
-    run = _open_run(Path(out), pair.spec, config, resume)
-    with _lock(run):
+    run = run_folder.open_run(Path(out), pair.spec.slug, config, resume)
+    with run_folder.lock(run):
         if resume:
             state.resume(run)
         checkpoint.write_json(run / "config.json", config)
-        _keep_metrics(run, state.images)
+        run_folder.keep_metrics(run, state.images)
         result = _loop(state, run, kimg, snapshot_kimg or kimg / 10, tensorboard)
     return result
 
@@ -208,7 +129,7 @@ def _config(spec: Spec, chosen: Settings, pixels: Tensor, kimg: float) -> dict[s
 
 def _loop(state: _State, run: Path, kimg: float, snapshot_kimg: float, tensorboard: bool) -> Result:
     total = round(kimg * 1000)
-    write_board = _tensorboard_writer(run) if tensorboard else None
+    write_board = monitor.tensorboard_writer(run / "tensorboard") if tensorboard else None
     complained: set[str] = set()
     sums: list[tuple[float, float]] = []
     began = time.perf_counter()
@@ -451,60 +372,6 @@ def _save_grid(state: _State, run: Path) -> Path:
     return path
 
 
-def _open_run(out: Path, spec: Spec, config: dict[str, Any], resume: bool) -> Path:
-    """The newest run of the same config to go on with, or a new folder; never another run's."""
-    pattern = re.compile(re.escape(spec.slug) + r"(?:-run([0-9]+))?")
-    taken = {
-        int(match[1] or 1): path
-        for path in (out.iterdir() if out.is_dir() else ())
-        if (match := pattern.fullmatch(path.name))
-    }
-    if resume:
-        for _, path in sorted(taken.items(), reverse=True):
-            if (path / "config.json").exists() and _same_run(hub.read_config(path), config):
-                return path
-    number = max(taken, default=0) + 1
-    path = out / (spec.slug if number == 1 else f"{spec.slug}-run{number}")
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise JobError(f"cannot make the run folder {path}: {error}") from error
-    return path
-
-
-def _same_run(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    def essence(config: dict[str, Any]) -> dict[str, Any]:
-        training = {k: v for k, v in config.get("training", {}).items() if k != "kimg"}
-        return {**config, "training": training, "versions": None, "plugins": None}
-
-    return essence(json.loads(json.dumps(new))) == essence(old)
-
-
-@contextmanager
-def _lock(run: Path) -> Iterator[None]:
-    """Keeps a second process out of a run; the system drops the lock of a killed one."""
-    try:
-        with FileLock(run / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise JobError(f"another process is training {run}") from None
-
-
-def _keep_metrics(run: Path, images: int) -> None:
-    """Drops the lines that were written after the checkpoint from which training goes on."""
-    path = run / "metrics.jsonl"
-    if path.exists():
-        rows = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
-        checkpoint.write_text(path, "".join(line + "\n" for line in rows))
-
-
-def _images_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["images"])
-    except ValueError:  # the last line of a killed process
-        return math.inf
-
-
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Turns Ctrl-C and a polite kill into a question asked between iterations; a second Ctrl-C
@@ -525,22 +392,3 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _tensorboard_writer(run: Path) -> Callable[[dict[str, Any]], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise OptionError(
-            "--tensorboard needs the package tensorboard: pip install 'spikezoo-gan[tensorboard]'"
-        ) from error
-    writer = SummaryWriter(str(run / "tensorboard"))
-
-    def write(row: dict[str, Any]) -> None:
-        for key, value in row.items():
-            named = value if isinstance(value, dict) else {"": value}
-            for name, number in named.items():
-                writer.add_scalar(f"{key}/{name}".rstrip("/"), number, row["images"])
-        writer.flush()
-
-    return write

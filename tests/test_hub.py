@@ -13,8 +13,9 @@ from torch import Tensor
 import spikezoo
 from spikezoo import checkpoint, hub
 from spikezoo.errors import CheckpointError, OptionError, UnknownNameError
+from spikezoo.recipes import settings
 from spikezoo.spec import Spec
-from spikezoo.train import settings, train
+from spikezoo.train import train
 
 SPEC = "gen:snn_middle,width=4,latent_dim=4,T=2+disc:snn,width=4,T=2@digits"
 

@@ -11,9 +11,10 @@ import spikezoo
 from spikezoo.catalog import registry
 from spikezoo.errors import OptionError, UnknownNameError
 from spikezoo.models.timm import TimmDiscriminator, TimmFeatures
+from spikezoo.recipes import settings
 from spikezoo.spec import Spec
 from spikezoo.testing import check_discriminator
-from spikezoo.train import settings, train
+from spikezoo.train import train
 
 torch.set_num_threads(1)
 

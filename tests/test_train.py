@@ -18,8 +18,9 @@ from spikezoo import checkpoint
 from spikezoo.catalog import names, registry
 from spikezoo.errors import CheckpointError, JobError, TrainingError
 from spikezoo.losses import Loss
+from spikezoo.recipes import Settings, settings
 from spikezoo.spec import Spec
-from spikezoo.train import Result, Settings, settings, train
+from spikezoo.train import Result, train
 
 TINY = "gen:snn_middle,width=4,latent_dim=4,T=2+disc:snn,width=4,T=2@digits"
 

@@ -10,9 +10,10 @@ from spikezoo_sgad import EARTH_MOVER, AttentionScoring
 
 import spikezoo
 from spikezoo.errors import OptionError
+from spikezoo.recipes import settings
 from spikezoo.spec import Spec
 from spikezoo.testing import check_discriminator, check_generator
-from spikezoo.train import settings, train
+from spikezoo.train import train
 
 torch.set_num_threads(1)  # small tensors: threads only wait for one another
 
