@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikezoo.backends import backends_of, set_backend
 from spikezoo.catalog import registry
 from spikezoo.errors import ContractError, OptionError
+from spikezoo.monitor import spiking_layers
 from spikezoo.neurons import Neuron, State
 
 Shape = tuple[int, int, int]
@@ -123,7 +124,7 @@ def check_backend(backend: str) -> None:
 
 def _check_network(network: nn.Module, x: Tensor) -> None:
     # Spikes first: where they are dead, most of the rest fails too and says less.
-    _check_spiking_layers(network, x)
+    _check_spiking(network, x)
     _check_samples(network, x)
     _check_time_steps(network, x)
     _check_repeats(network, x)
@@ -131,7 +132,7 @@ def _check_network(network: nn.Module, x: Tensor) -> None:
     _check_gradients(network, x)
 
 
-def _check_spiking_layers(network: nn.Module, x: Tensor) -> None:
+def _check_spiking(network: nn.Module, x: Tensor) -> None:
     """Each fires, sometimes, and what the network makes depends on it."""
     plain, spikes = _record(network, x)
     for name, s in spikes.items():
@@ -182,7 +183,7 @@ def _check_samples(network: nn.Module, x: Tensor) -> None:
 
 def _check_time_steps(network: nn.Module, x: Tensor) -> None:
     """T can be set anew, so it is no part of any weight's shape; or the network refuses clearly."""
-    if not _spiking_layers(network):
+    if not spiking_layers(network):
         return
     T = getattr(network, "T", None)
     if not isinstance(T, int):
@@ -278,14 +279,10 @@ def _settled(network: nn.Module, x: Tensor) -> nn.Module:
     return network.eval()
 
 
-def _spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
-    return {n: m for n, m in network.named_modules() if getattr(type(m), "is_spiking", False)}
-
-
 def _record(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The output, and the spikes of each spiking layer by its name."""
     spikes: dict[str, Tensor] = {}
-    layers = _spiking_layers(network)
+    layers = spiking_layers(network)
     with contextlib.ExitStack() as hooks:
         for name, layer in layers.items():
 
