@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,11 +18,8 @@ from spikezoo import __version__
 from spikezoo.errors import OptionError, SpikeZooError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from spikezoo.spec import Spec
 
-F = TypeVar("F", bound="Callable[..., Any]")
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 

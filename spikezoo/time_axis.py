@@ -18,6 +18,17 @@ def expand(x: Tensor, T: int) -> Tensor:
     return last.expand(T, *last.shape).movedim(-1, 2)
 
 
+def empty(like: Tensor, order: torch.memory_format = torch.preserve_format) -> Tensor:
+    """An empty [T, N, *] of one's shape, each step in that memory order, one behind another.
+
+    `empty_like` would not do: what is the same at every step has stride 0 over T.
+    """
+    step = torch.empty_like(like[0], memory_format=order)
+    return torch.empty_strided(
+        like.shape, (step.numel(), *step.stride()), dtype=like.dtype, device=like.device
+    )
+
+
 def each_step(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies a layer of [N, *] to each time step of [T, N, *] at once, as T*N samples."""
     # T and N are neighbours in memory, so this is a view and mixes no samples.

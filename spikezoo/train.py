@@ -259,7 +259,7 @@ class _State:
         halflife = min(self.settings.ema_halflife_kimg * 1000, self.images / 5)
         decay = 0.5 ** (self.batch_size / halflife) if halflife > 0 else 0.0
         now = self.generator.state_dict()
-        averaged = {k: v for k, v in self.ema.state_dict().items()}
+        averaged = self.ema.state_dict()
         floating = [k for k, v in averaged.items() if v.is_floating_point()]
         torch._foreach_lerp_([averaged[k] for k in floating], [now[k] for k in floating], 1 - decay)
         for k in averaged.keys() - set(floating):  # batch norm's count of batches

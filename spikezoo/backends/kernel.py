@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spikezoo import time_axis
+
 if TYPE_CHECKING:
     from spikezoo.neurons.if_ import IF
     from spikezoo.neurons.lif import LIF
@@ -74,7 +76,7 @@ def forward(
     """Current [T, N, *] and state [N, *] -> spikes [T, N, *], last state [N, *]."""
     layout = _Layout(current[0])
     x, v = layout.steps(current), layout.step(v)
-    spikes, last = layout.empty_steps(current), torch.empty_like(v)
+    spikes, last = time_axis.empty(current, layout.format), torch.empty_like(v)
     call = _call(neuron, beta, current)
     LIBRARY.lif_forward(
         call, x.data_ptr(), x.stride(0), v.data_ptr(),
@@ -97,7 +99,7 @@ def backward(
     x, v = layout.steps(current), layout.step(v)
     g_spikes = None if g_spikes is None else layout.steps(g_spikes.to(current.dtype))
     g_v = None if g_v is None else layout.step(g_v)
-    g_current, g_first = layout.empty_steps(current), torch.empty_like(v)
+    g_current, g_first = time_axis.empty(current, layout.format), torch.empty_like(v)
     # One sum per block: added up in the same order, however many threads there are.
     g_beta = v.new_empty(-(-v.numel() // LIBRARY.lif_block())) if wants_beta else None
     failed = LIBRARY.lif_backward(
@@ -147,11 +149,4 @@ class _Layout:
             return x
         if x.stride(0) == 0:
             return x[0].contiguous(memory_format=self.format).expand_as(x)
-        return self.empty_steps(x).copy_(x)
-
-    def empty_steps(self, like: Tensor) -> Tensor:
-        """An empty [T, N, *], its steps in this order and one behind another."""
-        step = torch.empty_like(like[0], memory_format=self.format)
-        return torch.empty_strided(
-            like.shape, (step.numel(), *step.stride()), dtype=like.dtype, device=like.device
-        )
+        return time_axis.empty(x, self.format).copy_(x)

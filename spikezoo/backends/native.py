@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikezoo import time_axis
 from spikezoo.backends import kernel
 from spikezoo.backends.reference import REFERENCE, Step, loop
 from spikezoo.neurons import Neuron, State
@@ -88,7 +89,7 @@ class _Fused(torch.autograd.Function):
         if kernel.usable(neuron, current):
             return kernel.forward(neuron, ctx.beta, current, v)
         beta = ctx.beta
-        spikes = _empty_over_time(current)
+        spikes = time_axis.empty(current)
         for x, s in zip(current, spikes, strict=True):
             h = _integrate(v, x, beta)
             torch.ge(h, neuron.threshold, out=s)
@@ -106,17 +107,6 @@ class _Fused(torch.autograd.Function):
         g_current, g_v, g_beta = compute(neuron, beta, current, v, g_spikes, g_v, learns)
         g_w = [None if g_beta is None else g_beta * beta * (1 - beta) for _ in w]  # of a sigmoid
         return None, g_current, g_v, *g_w
-
-
-def _empty_over_time(current: Tensor) -> Tensor:
-    """An empty [T, N, *] whose steps lie in memory as those of `current`, one behind another.
-
-    `empty_like` would not do: a current that is the same at every step has stride 0 over T.
-    """
-    step = torch.empty_like(current[0])
-    return torch.empty_strided(
-        current.shape, (step.numel(), *step.stride()), dtype=current.dtype, device=current.device
-    )
 
 
 def _integrate(v: Tensor, x: Tensor, beta: float) -> Tensor:
@@ -144,7 +134,7 @@ def _backward(
         h = _integrate(v, x, beta)
         potentials.append((v, h))
         v = _reset(h, (h >= neuron.threshold).to(h.dtype), neuron)
-    grad = _empty_over_time(current)
+    grad = time_axis.empty(current)
     g_beta = torch.zeros((), dtype=v.dtype, device=v.device) if wants_beta else None
     for t in reversed(range(len(potentials))):
         before, h = potentials.pop()
