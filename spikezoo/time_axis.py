@@ -18,15 +18,21 @@ def expand(x: Tensor, T: int) -> Tensor:
     return last.expand(T, *last.shape).movedim(-1, 2)
 
 
-def empty(like: Tensor, order: torch.memory_format = torch.preserve_format) -> Tensor:
-    """An empty [T, N, *] of one's shape, each step in that memory order, one behind another.
+def order(step: Tensor) -> torch.memory_format:
+    """The order in memory of what is computed from a step [N, *]: its own, or contiguous."""
+    last = step.dim() == 4 and step.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def empty(like: Tensor) -> Tensor:
+    """An empty [T, N, *] of one's shape, each step in its `order`, one behind another.
 
     `empty_like` would not do: what is the same at every step has stride 0 over T.
     """
-    step = torch.empty_like(like[0], memory_format=order)
-    return torch.empty_strided(
-        like.shape, (step.numel(), *step.stride()), dtype=like.dtype, device=like.device
-    )
+    made = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    if order(like[0]) == torch.contiguous_format:
+        return made
+    return made.view(*like.shape[:2], *like.shape[3:], like.shape[2]).movedim(-1, 2)
 
 
 def each_step(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

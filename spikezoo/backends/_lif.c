@@ -60,6 +60,12 @@ INLINE void store(void *to, int64_t at, const float *x, int n, int bf16) {
         memcpy((float *)to + at, x, (size_t)n * sizeof(float));
 }
 
+/* The first v; none given is 0. */
+INLINE void start(float *v, const float *v0, int64_t at, int n) {
+    if (v0) memcpy(v, v0 + at, (size_t)n * sizeof(float));
+    else memset(v, 0, (size_t)n * sizeof(float));
+}
+
 /* v -> h = beta v + x, in place. */
 INLINE void integrate(float *v, const float *x, int n, float beta) {
     for (int i = 0; i < n; i++) v[i] = beta * v[i] + x[i];
@@ -121,7 +127,7 @@ KERNEL static void forward_block(const lif_call *c, int64_t at, int n, const voi
                                  int64_t x_stride, const float *v0, void *s, int64_t s_stride,
                                  float *v_last) {
     float v[BLOCK], in[BLOCK], out[BLOCK];
-    memcpy(v, v0 + at, (size_t)n * sizeof(float));
+    start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
         if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
         integrate(v, in, n, c->beta);
@@ -136,7 +142,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
                                   int64_t gs_stride, const float *gv, void *gx, int64_t gx_stride,
                                   float *gv0, float *g_beta, float *potentials) {
     float v[BLOCK], in[BLOCK], s[BLOCK], u[BLOCK], d[BLOCK], g[BLOCK], back[BLOCK];
-    memcpy(v, v0 + at, (size_t)n * sizeof(float));
+    start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
         if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
         integrate(v, in, n, c->beta);
@@ -162,21 +168,25 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
         for (int i = 0; i < n; i++) back[i] += s[i] * d[i];
         store(gx, t * gx_stride + at, back, n, c->bf16);
         if (g_beta) { /* h = beta v + x: the gradient of h times the v before it */
-            memcpy(v, t ? h - BLOCK : v0 + at, (size_t)n * sizeof(float));
-            if (t) fire(v, s, n, c->threshold, c->hard);
+            if (t) {
+                memcpy(v, h - BLOCK, (size_t)n * sizeof(float));
+                fire(v, s, n, c->threshold, c->hard);
+            } else
+                start(v, v0, at, n);
             for (int i = 0; i < n; i++) sum += (double)back[i] * v[i];
         }
         for (int i = 0; i < n; i++) back[i] *= c->beta;
     }
     if (g_beta) g_beta[at / BLOCK] = (float)sum;
-    memcpy(gv0 + at, back, (size_t)n * sizeof(float));
+    if (gv0) memcpy(gv0 + at, back, (size_t)n * sizeof(float));
 }
 
 INLINE int block_size(const lif_call *c, int64_t at) {
     return (int)(c->elements - at < BLOCK ? c->elements - at : BLOCK);
 }
 
-/* Current x and state v0 -> spikes s and last state; x and s are float, or bfloat16 if c->bf16. */
+/* Current x and state v0, null for rest -> spikes s and last state; x and s are float, or bfloat16
+   if c->bf16. */
 void lif_forward(const lif_call *c, const void *x, int64_t x_stride, const float *v0, void *s,
                  int64_t s_stride, float *v_last) {
 #pragma omp parallel for num_threads(c->threads) schedule(static)
@@ -187,7 +197,8 @@ void lif_forward(const lif_call *c, const void *x, int64_t x_stride, const float
 int64_t lif_block(void) { return BLOCK; }
 
 /* Gradients of the spikes gs and of the last state gv, either of which may be null -> gradients of
-   x and v0, and of beta, one sum per block, if g_beta is not null. Returns 0, or 1 if there is no memory for T * BLOCK floats per thread. */
+   x, of v0 if gv0 is not null, and of beta, one sum per block, if g_beta is not null. Returns 0, or
+   1 if there is no memory for T * BLOCK floats per thread. */
 int lif_backward(const lif_call *c, const void *x, int64_t x_stride, const float *v0,
                  const void *gs, int64_t gs_stride, const float *gv, void *gx, int64_t gx_stride,
                  float *gv0, float *g_beta) {

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikezoo import time_axis
 
-if TYPE_CHECKING:
-    from spikezoo.neurons.if_ import IF
-    from spikezoo.neurons.lif import LIF
-    from spikezoo.neurons.plif import PLIF
-
 # In the order of `enum surrogate`.
 SURROGATES = ("atan", "sigmoid", "fast_sigmoid", "triangle", "straight_through", "erf")
+
+
+class Equation(NamedTuple):
+    """What tells neurons of the LIF family apart beside beta: options of a `ThresholdNeuron`."""
+
+    threshold: float
+    reset: str
+    detach_reset: bool
+    surrogate: str
+    alpha: float
 
 
 class _Call(ctypes.Structure):
@@ -59,94 +64,100 @@ def _load() -> ctypes.CDLL | None:
 LIBRARY: Any = _load()  # `usable` is asked before it is called
 
 
-def usable(neuron: LIF | IF | PLIF, current: Tensor) -> bool:
+def usable(equation: Equation, current: Tensor) -> bool:
     """Whether the kernel can compute a current: built, on the CPU, float32 or bf16."""
     return (
         LIBRARY is not None
-        and current.device.type == "cpu"
+        and current.is_cpu
         and current.dtype in (torch.float32, torch.bfloat16)
-        and neuron.surrogate in SURROGATES
+        and equation.surrogate in SURROGATES
         and current.numel() > 0
     )
 
 
 def forward(
-    neuron: LIF | IF | PLIF, beta: float, current: Tensor, v: Tensor
+    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Current [T, N, *] and state [N, *] -> spikes [T, N, *], last state [N, *]."""
-    layout = _Layout(current[0])
-    x, v = layout.steps(current), layout.step(v)
-    spikes, last = time_axis.empty(current, layout.format), torch.empty_like(v)
-    call = _call(neuron, beta, current)
+    """Current [T, N, *] and v [N, *], None for rest -> spikes [T, N, *], last v [N, *]."""
+    x, v = _steps(current, current), _step(v, current)
+    spikes, last = time_axis.empty(current), _empty_state(current)
     LIBRARY.lif_forward(
-        call, x.data_ptr(), x.stride(0), v.data_ptr(),
+        _call(equation, current, beta), x.data_ptr(), x.stride(0), _address(v),
         spikes.data_ptr(), spikes.stride(0), last.data_ptr(),
     )  # fmt: skip
     return spikes, last
 
 
 def backward(
-    neuron: LIF | IF | PLIF,
-    beta: float,
-    current: Tensor,
-    v: Tensor,
+    equation: Equation,
     g_spikes: Tensor | None,
     g_v: Tensor | None,
-    wants_beta: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the spikes [T, N, *] and last state -> of the current, first state, and beta."""
-    layout = _Layout(current[0])
-    x, v = layout.steps(current), layout.step(v)
-    g_spikes = None if g_spikes is None else layout.steps(g_spikes.to(current.dtype))
-    g_v = None if g_v is None else layout.step(g_v)
-    g_current, g_first = time_axis.empty(current, layout.format), torch.empty_like(v)
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+    learns: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the spikes [T, N, *] and the last v -> of the current, the first v, and beta."""
+    x, v = _steps(current, current), _step(v, current)
+    g_spikes = None if g_spikes is None else _steps(g_spikes.to(current.dtype), current)
+    g_v = _step(g_v, current)
+    g_current = time_axis.empty(current)
+    g_first = current.new_empty(0) if v is None else torch.empty_like(v)
     # One sum per block: added up in the same order, however many threads there are.
-    g_beta = v.new_empty(-(-v.numel() // LIBRARY.lif_block())) if wants_beta else None
+    blocks = -(-current[0].numel() // LIBRARY.lif_block())
+    g_beta = torch.empty(blocks) if learns else None
     failed = LIBRARY.lif_backward(
-        _call(neuron, beta, current), x.data_ptr(), x.stride(0), v.data_ptr(),
-        None if g_spikes is None else g_spikes.data_ptr(),
-        0 if g_spikes is None else g_spikes.stride(0),
-        None if g_v is None else g_v.data_ptr(),
-        g_current.data_ptr(), g_current.stride(0), g_first.data_ptr(),
-        None if g_beta is None else g_beta.data_ptr(),
+        _call(equation, current, beta), x.data_ptr(), x.stride(0), _address(v),
+        _address(g_spikes), 0 if g_spikes is None else g_spikes.stride(0), _address(g_v),
+        g_current.data_ptr(), g_current.stride(0), None if v is None else g_first.data_ptr(),
+        _address(g_beta),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for the potentials of T={len(current)} steps")
-    return g_current, g_first, None if g_beta is None else g_beta.sum()
+    total = torch.zeros_like(beta) if g_beta is None else g_beta.sum().to(beta.dtype)
+    return g_current, g_first, total
 
 
-def _call(neuron: LIF | IF | PLIF, beta: float, current: Tensor) -> _Call:
+def _call(equation: Equation, current: Tensor, beta: Tensor) -> _Call:
     elements = current[0].numel()
     return _Call(
         T=len(current),
         elements=elements,
-        beta=beta,
-        threshold=neuron.threshold,
-        alpha=neuron.alpha,
-        hard=neuron.reset == "hard",
-        detach_reset=neuron.detach_reset,
-        surrogate=SURROGATES.index(neuron.surrogate),
+        beta=beta.item(),
+        threshold=equation.threshold,
+        alpha=equation.alpha,
+        hard=equation.reset == "hard",
+        detach_reset=equation.detach_reset,
+        surrogate=SURROGATES.index(equation.surrogate),
         bf16=current.dtype == torch.bfloat16,
         # A thread is worth waking for about this many elements, as in torch.
         threads=max(1, min(torch.get_num_threads(), len(current) * elements // 32768)),
     )
 
 
-class _Layout:
-    """The order of one step's elements in memory, which all tensors of a call must share."""
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
-    def __init__(self, step: Tensor) -> None:
-        last = step.dim() == 4 and step.is_contiguous(memory_format=torch.channels_last)
-        self.format = torch.channels_last if last else torch.contiguous_format
 
-    def step(self, x: Tensor) -> Tensor:
-        """[N, *] float32 in this order; a copy only if it is in another."""
-        return x.float().contiguous(memory_format=self.format)
+# The order of one step's elements in memory, which all tensors of a call must share, is that of
+# the current's first step.
 
-    def steps(self, x: Tensor) -> Tensor:
-        """[T, N, *] with each step in this order; the same step again and again stays stride 0."""
-        if x[0].is_contiguous(memory_format=self.format):
-            return x
-        if x.stride(0) == 0:
-            return x[0].contiguous(memory_format=self.format).expand_as(x)
-        return time_axis.empty(x, self.format).copy_(x)
+
+def _empty_state(current: Tensor) -> Tensor:
+    step = current[0]
+    return torch.empty_like(step, dtype=torch.float32, memory_format=time_axis.order(step))
+
+
+def _step(x: Tensor | None, current: Tensor) -> Tensor | None:
+    """[N, *] float32 in the current's order; a copy only if it is in another."""
+    return None if x is None else x.float().contiguous(memory_format=time_axis.order(current[0]))
+
+
+def _steps(x: Tensor, current: Tensor) -> Tensor:
+    """[T, N, *] with steps in the current's order; the same again and again stays stride 0."""
+    order = time_axis.order(current[0])
+    if x[0].is_contiguous(memory_format=order):
+        return x
+    if x.stride(0) == 0:
+        return x[0].contiguous(memory_format=order).expand_as(x)
+    return time_axis.empty(current).copy_(x)

@@ -21,6 +21,34 @@ def loop(step: Step, current: Tensor, state: State) -> tuple[Tensor, State]:
     return torch.stack(spikes), state
 
 
+def gradients(
+    outputs: list[Tensor],
+    grads: tuple[Tensor | None, ...],
+    inputs: list[Tensor],
+    *,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """torch.autograd.grad, with None for outputs without a gradient and inputs that want none."""
+    pairs = [
+        (output, grad)
+        for output, grad in zip(outputs, grads, strict=True)
+        if grad is not None and output.requires_grad
+    ]
+    wanted = [x for x in inputs if x.requires_grad]
+    if not pairs or not wanted:
+        return [None] * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            wanted,
+            [grad for _, grad in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
 class Reference:
     """Loops `step` over T."""
 

@@ -1,0 +1,237 @@
+"""LIF, IF and PLIF over all T as one operator of torch, to torch.compile and DDP like any other.
+
+The forward pass stores nothing but its input; the backward pass computes the membrane potentials
+again and then walks back through time, so autograd keeps no graph per time step. With
+u = h - threshold, s' the surrogate derivative, g the gradient of the spikes and G that of v:
+
+    g_reset[t] = g[t] - threshold G[t]   (soft)      G_h[t] = G[t] + g_reset[t] s'(u[t])
+    g_reset[t] = g[t] - h[t] G[t]        (hard)      G_h[t] = (1 - s[t]) G[t] + g_reset[t] s'(u[t])
+    grad x[t] = G_h[t],  G[t-1] = beta G_h[t]        (detach_reset: g_reset[t] = g[t])
+
+One pass over memory in C where the kernel was built (`spikezoo.backends.kernel`), else in torch:
+on a GPU, in float64, with a surrogate that the kernel does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from spikezoo import time_axis
+from spikezoo.backends import kernel
+from spikezoo.backends.kernel import Equation
+from spikezoo.backends.reference import gradients, loop
+from spikezoo.neurons import Neuron, State
+from spikezoo.neurons.if_ import IF
+from spikezoo.neurons.lif import LIF
+from spikezoo.neurons.plif import PLIF
+from spikezoo.neurons.threshold import ThresholdNeuron
+
+
+def has(neuron: Neuron) -> TypeGuard[LIF | IF | PLIF]:
+    """Whether the operator computes a neuron; a subclass may have another step."""
+    return type(neuron) in (LIF, IF, PLIF)
+
+
+def run(neuron: LIF | IF | PLIF, current: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Current [T, N, *] and first v [N, *], or None for rest -> spikes [T, N, *], last v [N, *]."""
+    beta = 1.0 if isinstance(neuron, IF) else neuron.beta
+    if not isinstance(beta, Tensor):  # as exact as the number that `step` takes
+        beta = torch.scalar_tensor(beta, dtype=torch.float64)
+    return lif(current, v, beta, *_equation(neuron))
+
+
+def fits(current: Tensor, v: Tensor) -> bool:
+    """Whether a state is of the shape, device and type that the operator takes."""
+    wanted = (current.shape[1:], current.device, _wide(current))
+    return (v.shape, v.device, v.dtype) == wanted
+
+
+def _equation(neuron: ThresholdNeuron) -> Equation:
+    return Equation(
+        neuron.threshold, neuron.reset, neuron.detach_reset, neuron.surrogate, neuron.alpha
+    )
+
+
+def _wide(current: Tensor) -> torch.dtype:
+    return torch.promote_types(current.dtype, torch.float32)
+
+
+# --- the operators; the last arguments of each are the fields of an Equation ------------------
+
+
+@torch.library.custom_op("spikezoo::lif", mutates_args=())
+def lif(
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+    threshold: float,
+    reset: str,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    """Current [T, N, *], first v [N, *] or None, beta [] -> spikes [T, N, *], last v [N, *]."""
+    equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
+    compute = kernel.forward if kernel.usable(equation, current) else _forward
+    return compute(equation, current, v, beta)
+
+
+@lif.register_fake
+def _(current: Tensor, v: Tensor | None, beta: Tensor, *equation: Any) -> tuple[Tensor, Tensor]:
+    return time_axis.empty(current), _empty_state(current)
+
+
+@torch.library.custom_op("spikezoo::lif_backward", mutates_args=())
+def lif_backward(
+    g_spikes: Tensor | None,
+    g_v: Tensor | None,
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+    learns: bool,
+    threshold: float,
+    reset: str,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the spikes [T, N, *] and the last v [N, *], None where there is none -> those of
+    the current, the first v, empty if that is None, and beta, 0 unless it learns."""
+    equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
+    compute = kernel.backward if kernel.usable(equation, current) else _backward
+    return compute(equation, g_spikes, g_v, current, v, beta, learns)
+
+
+@lif_backward.register_fake
+def _(
+    g_spikes: Tensor | None,
+    g_v: Tensor | None,
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first = current.new_empty(0) if v is None else _empty_state(current)
+    return time_axis.empty(current), first, torch.empty_like(beta)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    current, v, beta, *equation = inputs
+    ctx.save_for_backward(current, v, beta)
+    ctx.equation = Equation(*equation)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, g_spikes: Tensor | None, g_v: Tensor | None) -> tuple[Any, ...]:
+    current, v, beta = ctx.saved_tensors
+    found: tuple[Tensor | None, ...]
+    if torch.is_grad_enabled():  # a second backward pass is wanted, as by R1
+        found = _gradients_with_graph(ctx.equation, g_spikes, g_v, current, v, beta)
+    else:
+        learns = ctx.needs_input_grad[2]
+        found = lif_backward(g_spikes, g_v, current, v, beta, learns, *ctx.equation)
+    wanted = zip(found, ctx.needs_input_grad, strict=False)
+    return *(g if needed else None for g, needed in wanted), *(None for _ in ctx.equation)
+
+
+lif.register_autograd(_differentiate, setup_context=_keep)
+
+
+# --- in torch -------------------------------------------------------------------------------
+
+
+def _forward(
+    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    spikes, last = time_axis.empty(current), _empty_state(current)
+    v = torch.zeros_like(last) if v is None else v
+    for x, s in zip(current, spikes, strict=True):
+        h = _integrate(v, x, beta)
+        torch.ge(h, equation.threshold, out=s)
+        v = _reset(h, s, equation)
+    return spikes, last.copy_(v)
+
+
+def _backward(
+    equation: Equation,
+    g_spikes: Tensor | None,
+    g_v: Tensor | None,
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+    learns: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    neuron = ThresholdNeuron(**equation._asdict())
+    first = current.new_empty(0) if v is None else _empty_state(current)
+    v = torch.zeros_like(_empty_state(current)) if v is None else v
+    potentials = []  # (v before, h) for each step
+    for x in current:
+        h = _integrate(v, x, beta)
+        potentials.append((v, h))
+        v = _reset(h, (h >= neuron.threshold).to(h.dtype), equation)
+    grad, g_beta = time_axis.empty(current), torch.zeros_like(beta)
+    for t in reversed(range(len(potentials))):
+        before, h = potentials.pop()
+        u = h - neuron.threshold
+        g_reset = None if g_spikes is None else g_spikes[t]
+        if g_v is not None and not neuron.detach_reset:
+            back = g_v * neuron.threshold if neuron.reset == "soft" else g_v * h
+            g_reset = -back if g_reset is None else g_reset - back
+        if g_v is not None and neuron.reset == "hard":
+            g_v = g_v.masked_fill(u >= 0, 0.0)
+        if g_reset is None:
+            g_h = torch.zeros_like(h) if g_v is None else g_v
+        else:
+            g_h = neuron.derivative(u, neuron.alpha).mul_(g_reset)
+            if g_v is not None:
+                g_h.add_(g_v)
+        grad[t] = g_h
+        if learns:
+            g_beta += (g_h * before).sum()
+        g_v = g_h * beta
+    return grad, first if g_v is None or not first.numel() else first.copy_(g_v), g_beta
+
+
+def _integrate(v: Tensor, x: Tensor, beta: Tensor) -> Tensor:
+    # Two roundings as in `step`: add(x, v, alpha=beta) would fuse them and move ties.
+    return (v * beta).add_(x)
+
+
+def _reset(h: Tensor, spikes: Tensor, equation: Equation) -> Tensor:
+    if equation.reset == "soft":
+        return h.sub(spikes, alpha=equation.threshold)  # exact: spikes are 0 or 1
+    return h.masked_fill(spikes.bool(), 0.0)
+
+
+def _empty_state(current: Tensor) -> Tensor:
+    """[N, *] in the order of the current's steps."""
+    step = current[0]
+    return torch.empty_like(step, dtype=_wide(step), memory_format=time_axis.order(step))
+
+
+def _gradients_with_graph(
+    equation: Equation,
+    g_spikes: Tensor | None,
+    g_v: Tensor | None,
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """What `lif_backward` gives, differentiable once more: autograd walks back through a loop."""
+    neuron = ThresholdNeuron(**equation._asdict())
+    # Aliases: a state may come from this very current or beta, as in streaming, and what reaches
+    # them by way of the state is not ours to count.
+    x, beta = current.view_as(current), beta.view_as(beta)
+    first = torch.zeros_like(_empty_state(current)) if v is None else v.view_as(v)
+
+    def step(x: Tensor, state: State) -> tuple[Tensor, State]:
+        h = beta * state[0] + x
+        spikes = neuron.fire(h - neuron.threshold)
+        return spikes.to(x.dtype), (neuron.after_reset(h, spikes),)
+
+    spikes, (last,) = loop(step, x, (first,))
+    inputs = [x, first, beta]
+    return tuple(gradients([spikes, last], (g_spikes, g_v), inputs, create_graph=True))
