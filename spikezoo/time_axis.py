@@ -13,9 +13,21 @@ from torch import Tensor
 
 
 def expand(x: Tensor, T: int) -> Tensor:
-    """[N, C, *] -> [T, N, C, *], the same at every time step, at stride 0."""
+    """[N, C, *] -> [T, N, C, *], the same at every time step, at stride 0.
+
+    The result leads back to x (`one_step`), whose gradient is then summed over T where it arises,
+    past the result: ask for the gradient of x, not for that of the result.
+    """
     last = x.movedim(1, -1)
-    return last.expand(T, *last.shape).movedim(-1, 2)
+    expanded = last.expand(T, *last.shape).movedim(-1, 2)
+    if expanded.requires_grad:
+        expanded.one_step = x  # type: ignore[attr-defined]  # lost in any view, which is right
+    return expanded
+
+
+def one_step(x: Tensor) -> Tensor | None:
+    """The [N, C, *] that `expand` made x of, if it did and a gradient may flow past it."""
+    return getattr(x, "one_step", None)
 
 
 def order(step: Tensor) -> torch.memory_format:
@@ -24,15 +36,12 @@ def order(step: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def empty(like: Tensor) -> Tensor:
-    """An empty [T, N, *] of one's shape, each step in its `order`, one behind another.
-
-    `empty_like` would not do: what is the same at every step has stride 0 over T.
-    """
-    made = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    if order(like[0]) == torch.contiguous_format:
+def empty(step: Tensor, T: int) -> Tensor:
+    """An empty [T, N, *] of steps like one [N, *], each in its `order`, one behind another."""
+    made = torch.empty((T, *step.shape), dtype=step.dtype, device=step.device)
+    if order(step) == torch.contiguous_format:
         return made
-    return made.view(*like.shape[:2], *like.shape[3:], like.shape[2]).movedim(-1, 2)
+    return made.view(T, len(step), *step.shape[2:], step.shape[1]).movedim(-1, 2)
 
 
 def each_step(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

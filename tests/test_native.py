@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import spikezoo
+from spikezoo import time_axis
 from spikezoo.backends import fused, kernel
 from spikezoo.catalog import registry
 from spikezoo.neurons import Neuron
@@ -60,18 +61,24 @@ def test_operator_keeps_what_torch_asks_of_one(
     beta = torch.tensor(0.5, requires_grad=True)
     equation = (1.0, reset, False, "atan", 2.0)
     state = None if v is None else v.clone().requires_grad_()
-    torch.library.opcheck(fused.lif, (x.clone().requires_grad_(), state, beta, *equation))
     g_v = random(2, 3, 4, 4).to(torch.promote_types(dtype, torch.float32))
-    tensors = (torch.ones_like(x), g_v, x, v, beta.detach())
-    torch.library.opcheck(fused.lif_backward, (*tensors, True, *equation))
+    for current in (x, x[:1]):  # the other is the same at each of three steps
+        tensors = (current.clone().requires_grad_(), state, beta)
+        torch.library.opcheck(fused.lif, (*tensors, 3, *equation))
+        tensors = (torch.ones_like(x), g_v, current, v, beta.detach())
+        torch.library.opcheck(fused.lif_backward, (*tensors, 3, True, *equation))
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_compiles_without_a_graph_break(name: str, path: str, compiler: None) -> None:
+@pytest.mark.parametrize("expanded", [False, True])
+def test_compiles_without_a_graph_break(
+    name: str, expanded: bool, path: str, compiler: None
+) -> None:
     neuron, linear = spikezoo.neuron(name), nn.Linear(5, 7)
 
     def loss(x: Tensor) -> Tensor:
-        spikes, (v,) = neuron.run(linear(x))
+        current = time_axis.expand(linear(x[0]), 4) if expanded else linear(x)
+        spikes, (v,) = neuron.run(current)
         return (spikes * spikes.cumsum(0)).sum() + v.square().sum()
 
     found = []
@@ -94,6 +101,67 @@ def test_compiled_graph_calls_the_operator(compiler: None) -> None:
     torch.compile(spikezoo.neuron("lif"), backend=keep, fullgraph=True)(random(4, 3))
     targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
     assert [t for t in targets if "spikezoo" in t] == ["spikezoo.lif.default"]
+
+
+# --- a current that is the same at every time step ------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("T", [1, 4, 7])
+def test_expanded_current_equals_one_written_out(
+    name: str, dtype: torch.dtype, T: int, path: str
+) -> None:
+    neuron = spikezoo.neuron(name, beta=0.9) if name != "if" else spikezoo.neuron(name)
+    weight = random(T, 2, 3, 4, 4, seed=1).to(dtype)
+    found = []
+    for written in (False, True):
+        x = random(2, 3, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last)
+        x.requires_grad_()
+        current = time_axis.expand(x, T)
+        spikes, (v,) = neuron.run(torch.stack(list(current)) if written else current)
+        loss = (spikes * weight).sum() + v.sum()
+        inputs = [x, *neuron.parameters()]
+        first = torch.autograd.grad(loss, inputs, retain_graph=True)
+        graphed = torch.autograd.grad(loss, inputs, create_graph=True)
+        second = torch.autograd.grad(graphed[0].square().sum(), inputs)
+        found.append([spikes, v, *first, *graphed, *second])
+    for ours, wanted in zip(*found, strict=True):
+        size = wanted.abs().max().item()
+        bits = 1e-2 if dtype == torch.bfloat16 else 1e-5
+        assert_close(ours, wanted, rtol=0, atol=bits * size)
+    assert torch.equal(found[0][0], found[1][0])
+
+
+def test_expanded_current_is_read_once_and_its_gradient_written_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = random(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    read, written, forward, backward = [], [], kernel.forward, kernel.backward
+
+    def watch_forward(equation: Any, current: Tensor, *rest: Any) -> Any:
+        read.append((current.data_ptr(), current.shape))
+        return forward(equation, current, *rest)
+
+    def watch_backward(*inputs: Any) -> Any:
+        found = backward(*inputs)
+        written.append((found[0].data_ptr(), found[0].shape))
+        return found
+
+    monkeypatch.setattr(kernel, "forward", watch_forward)
+    monkeypatch.setattr(kernel, "backward", watch_backward)
+    spikezoo.neuron("lif")(time_axis.expand(x, 5)).sum().backward()
+    assert x.grad is not None
+    assert read == [(x.data_ptr(), (1, *x.shape))]
+    assert written == [(x.grad.data_ptr(), (1, *x.shape))]
+
+
+def test_leaf_of_stride_0_keeps_a_gradient_for_each_step(path: str) -> None:
+    leaf = random(2, 3).expand(4, 2, 3).requires_grad_()
+    copy = leaf.detach().clone().requires_grad_()
+    for x in (leaf, copy):
+        (spikezoo.neuron("lif")(x) * random(4, 2, 3, seed=1)).sum().backward()
+    assert_close(leaf.grad, copy.grad)
 
 
 # --- surrogates of others -------------------------------------------------------------------
@@ -144,7 +212,7 @@ class Network(nn.Module):
         self.spikes: Neuron = spikezoo.neuron("plif")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.spikes(self.first(x).expand(4, -1, -1)).mean(0)).squeeze(1)
+        return self.last(self.spikes(time_axis.expand(self.first(x), 4)).mean(0)).squeeze(1)
 
 
 def one_iteration(network: nn.Module, x: Tensor) -> None:

@@ -141,7 +141,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
                                   int64_t x_stride, const float *v0, const void *gs,
                                   int64_t gs_stride, const float *gv, void *gx, int64_t gx_stride,
                                   float *gv0, float *g_beta, float *potentials) {
-    float v[BLOCK], in[BLOCK], s[BLOCK], u[BLOCK], d[BLOCK], g[BLOCK], back[BLOCK];
+    float v[BLOCK], in[BLOCK], s[BLOCK], u[BLOCK], d[BLOCK], g[BLOCK], back[BLOCK], total[BLOCK];
     start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
         if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
@@ -153,6 +153,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
     else memset(back, 0, sizeof back);
     double sum = 0;
     memset(g, 0, sizeof g);
+    memset(total, 0, sizeof total);
     for (int64_t t = c->T - 1; t >= 0; t--) {
         const float *h = potentials + t * BLOCK;
         for (int i = 0; i < n; i++) u[i] = h[i] - c->threshold;
@@ -166,7 +167,9 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
         if (c->hard)
             for (int i = 0; i < n; i++) back[i] = u[i] >= 0 ? 0 : back[i];
         for (int i = 0; i < n; i++) back[i] += s[i] * d[i];
-        store(gx, t * gx_stride + at, back, n, c->bf16);
+        if (gx_stride) store(gx, t * gx_stride + at, back, n, c->bf16);
+        else
+            for (int i = 0; i < n; i++) total[i] += back[i];
         if (g_beta) { /* h = beta v + x: the gradient of h times the v before it */
             if (t) {
                 memcpy(v, h - BLOCK, (size_t)n * sizeof(float));
@@ -177,6 +180,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
         }
         for (int i = 0; i < n; i++) back[i] *= c->beta;
     }
+    if (!gx_stride) store(gx, at, total, n, c->bf16);
     if (g_beta) g_beta[at / BLOCK] = (float)sum;
     if (gv0) memcpy(gv0 + at, back, (size_t)n * sizeof(float));
 }
@@ -197,8 +201,8 @@ void lif_forward(const lif_call *c, const void *x, int64_t x_stride, const float
 int64_t lif_block(void) { return BLOCK; }
 
 /* Gradients of the spikes gs and of the last state gv, either of which may be null -> gradients of
-   x, of v0 if gv0 is not null, and of beta, one sum per block, if g_beta is not null. Returns 0, or
-   1 if there is no memory for T * BLOCK floats per thread. */
+   x, summed over t if gx_stride is 0, of v0 if gv0 is not null, and of beta, one sum per block, if
+   g_beta is not null. Returns 0, or 1 if there is no memory for T * BLOCK floats per thread. */
 int lif_backward(const lif_call *c, const void *x, int64_t x_stride, const float *v0,
                  const void *gs, int64_t gs_stride, const float *gv, void *gx, int64_t gx_stride,
                  float *gv0, float *g_beta) {

@@ -40,7 +40,10 @@ def run(neuron: LIF | IF | PLIF, current: Tensor, v: Tensor | None) -> tuple[Ten
     beta = 1.0 if isinstance(neuron, IF) else neuron.beta
     if not isinstance(beta, Tensor):  # as exact as the number that `step` takes
         beta = torch.scalar_tensor(beta, dtype=torch.float64)
-    return lif(current, v, beta, *_equation(neuron))
+    T, step = len(current), time_axis.one_step(current)
+    if step is not None:  # read once, and its gradient written once
+        current = step[None]
+    return lif(current, v, beta, T, *_equation(neuron))
 
 
 def fits(current: Tensor, v: Tensor) -> bool:
@@ -59,7 +62,9 @@ def _wide(current: Tensor) -> torch.dtype:
     return torch.promote_types(current.dtype, torch.float32)
 
 
-# --- the operators; the last arguments of each are the fields of an Equation ------------------
+# --- the operators --------------------------------------------------------------------------
+
+# A current of one step [1, N, *] is the same at each of the T. The last arguments are an Equation.
 
 
 @torch.library.custom_op("spikezoo::lif", mutates_args=())
@@ -67,21 +72,24 @@ def lif(
     current: Tensor,
     v: Tensor | None,
     beta: Tensor,
+    T: int,
     threshold: float,
     reset: str,
     detach_reset: bool,
     surrogate: str,
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    """Current [T, N, *], first v [N, *] or None, beta [] -> spikes [T, N, *], last v [N, *]."""
+    """Current [T or 1, N, *], first v [N, *] or None, beta [] -> spikes [T, N, *], last v."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
     compute = kernel.forward if kernel.usable(equation, current) else _forward
-    return compute(equation, current, v, beta)
+    return compute(equation, current, v, beta, T)
 
 
 @lif.register_fake
-def _(current: Tensor, v: Tensor | None, beta: Tensor, *equation: Any) -> tuple[Tensor, Tensor]:
-    return time_axis.empty(current), _empty_state(current)
+def _(
+    current: Tensor, v: Tensor | None, beta: Tensor, T: int, *equation: Any
+) -> tuple[Tensor, Tensor]:
+    return time_axis.empty(current[0], T), _empty_state(current)
 
 
 @torch.library.custom_op("spikezoo::lif_backward", mutates_args=())
@@ -91,6 +99,7 @@ def lif_backward(
     current: Tensor,
     v: Tensor | None,
     beta: Tensor,
+    T: int,
     learns: bool,
     threshold: float,
     reset: str,
@@ -99,10 +108,11 @@ def lif_backward(
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the spikes [T, N, *] and the last v [N, *], None where there is none -> those of
-    the current, the first v, empty if that is None, and beta, 0 unless it learns."""
+    the current, summed over T if it is one step, of the first v, empty if that is None, and of
+    beta, 0 unless it learns."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
     compute = kernel.backward if kernel.usable(equation, current) else _backward
-    return compute(equation, g_spikes, g_v, current, v, beta, learns)
+    return compute(equation, g_spikes, g_v, current, v, beta, T, learns)
 
 
 @lif_backward.register_fake
@@ -115,11 +125,11 @@ def _(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     first = current.new_empty(0) if v is None else _empty_state(current)
-    return time_axis.empty(current), first, torch.empty_like(beta)
+    return time_axis.empty(current[0], len(current)), first, torch.empty_like(beta)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    current, v, beta, *equation = inputs
+    current, v, beta, ctx.T, *equation = inputs
     ctx.save_for_backward(current, v, beta)
     ctx.equation = Equation(*equation)
     ctx.set_materialize_grads(False)
@@ -129,12 +139,12 @@ def _differentiate(ctx: Any, g_spikes: Tensor | None, g_v: Tensor | None) -> tup
     current, v, beta = ctx.saved_tensors
     found: tuple[Tensor | None, ...]
     if torch.is_grad_enabled():  # a second backward pass is wanted, as by R1
-        found = _gradients_with_graph(ctx.equation, g_spikes, g_v, current, v, beta)
+        found = _gradients_with_graph(ctx.equation, g_spikes, g_v, current, v, beta, ctx.T)
     else:
         learns = ctx.needs_input_grad[2]
-        found = lif_backward(g_spikes, g_v, current, v, beta, learns, *ctx.equation)
+        found = lif_backward(g_spikes, g_v, current, v, beta, ctx.T, learns, *ctx.equation)
     wanted = zip(found, ctx.needs_input_grad, strict=False)
-    return *(g if needed else None for g, needed in wanted), *(None for _ in ctx.equation)
+    return *(g if needed else None for g, needed in wanted), None, *(None for _ in ctx.equation)
 
 
 lif.register_autograd(_differentiate, setup_context=_keep)
@@ -144,11 +154,11 @@ lif.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _forward(
-    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor
+    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor, T: int
 ) -> tuple[Tensor, Tensor]:
-    spikes, last = time_axis.empty(current), _empty_state(current)
-    v = torch.zeros_like(last) if v is None else v
-    for x, s in zip(current, spikes, strict=True):
+    spikes, last = time_axis.empty(current[0], T), _empty_state(current)
+    v = _rest(current) if v is None else v
+    for x, s in zip(_over_time(current, T), spikes, strict=True):
         h = _integrate(v, x, beta)
         torch.ge(h, equation.threshold, out=s)
         v = _reset(h, s, equation)
@@ -162,18 +172,20 @@ def _backward(
     current: Tensor,
     v: Tensor | None,
     beta: Tensor,
+    T: int,
     learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neuron = ThresholdNeuron(**equation._asdict())
     first = current.new_empty(0) if v is None else _empty_state(current)
-    v = torch.zeros_like(_empty_state(current)) if v is None else v
+    v = _rest(current) if v is None else v
     potentials = []  # (v before, h) for each step
-    for x in current:
+    for x in _over_time(current, T):
         h = _integrate(v, x, beta)
         potentials.append((v, h))
         v = _reset(h, (h >= neuron.threshold).to(h.dtype), equation)
-    grad, g_beta = time_axis.empty(current), torch.zeros_like(beta)
-    for t in reversed(range(len(potentials))):
+    grad, g_beta = time_axis.empty(current[0], len(current)), torch.zeros_like(beta)
+    total = _rest(current) if len(current) < T else None
+    for t in reversed(range(T)):
         before, h = potentials.pop()
         u = h - neuron.threshold
         g_reset = None if g_spikes is None else g_spikes[t]
@@ -188,11 +200,21 @@ def _backward(
             g_h = neuron.derivative(u, neuron.alpha).mul_(g_reset)
             if g_v is not None:
                 g_h.add_(g_v)
-        grad[t] = g_h
+        if total is None:
+            grad[t] = g_h
+        else:
+            total += g_h
         if learns:
             g_beta += (g_h * before).sum()
         g_v = g_h * beta
+    if total is not None:
+        grad[0] = total
     return grad, first if g_v is None or not first.numel() else first.copy_(g_v), g_beta
+
+
+def _over_time(current: Tensor, T: int) -> Tensor:
+    """[T or 1, N, *] -> [T, N, *]."""
+    return current.expand(T, *current.shape[1:])
 
 
 def _integrate(v: Tensor, x: Tensor, beta: Tensor) -> Tensor:
@@ -212,6 +234,10 @@ def _empty_state(current: Tensor) -> Tensor:
     return torch.empty_like(step, dtype=_wide(step), memory_format=time_axis.order(step))
 
 
+def _rest(current: Tensor) -> Tensor:
+    return torch.zeros_like(_empty_state(current))
+
+
 def _gradients_with_graph(
     equation: Equation,
     g_spikes: Tensor | None,
@@ -219,19 +245,20 @@ def _gradients_with_graph(
     current: Tensor,
     v: Tensor | None,
     beta: Tensor,
+    T: int,
 ) -> tuple[Tensor | None, ...]:
     """What `lif_backward` gives, differentiable once more: autograd walks back through a loop."""
     neuron = ThresholdNeuron(**equation._asdict())
     # Aliases: a state may come from this very current or beta, as in streaming, and what reaches
     # them by way of the state is not ours to count.
     x, beta = current.view_as(current), beta.view_as(beta)
-    first = torch.zeros_like(_empty_state(current)) if v is None else v.view_as(v)
+    first = _rest(current) if v is None else v.view_as(v)
 
     def step(x: Tensor, state: State) -> tuple[Tensor, State]:
         h = beta * state[0] + x
         spikes = neuron.fire(h - neuron.threshold)
         return spikes.to(x.dtype), (neuron.after_reset(h, spikes),)
 
-    spikes, (last,) = loop(step, x, (first,))
+    spikes, (last,) = loop(step, _over_time(x, T), (first,))
     inputs = [x, first, beta]
     return tuple(gradients([spikes, last], (g_spikes, g_v), inputs, create_graph=True))

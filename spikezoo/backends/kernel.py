@@ -76,13 +76,13 @@ def usable(equation: Equation, current: Tensor) -> bool:
 
 
 def forward(
-    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor
+    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor, T: int
 ) -> tuple[Tensor, Tensor]:
-    """Current [T, N, *] and v [N, *], None for rest -> spikes [T, N, *], last v [N, *]."""
+    """Current [T or 1, N, *], v [N, *], None for rest -> spikes [T, N, *], last v [N, *]."""
     x, v = _steps(current, current), _step(v, current)
-    spikes, last = time_axis.empty(current), _empty_state(current)
+    spikes, last = time_axis.empty(current[0], T), _empty_state(current)
     LIBRARY.lif_forward(
-        _call(equation, current, beta), x.data_ptr(), x.stride(0), _address(v),
+        _call(equation, current, beta, T), x.data_ptr(), _stride(x), _address(v),
         spikes.data_ptr(), spikes.stride(0), last.data_ptr(),
     )  # fmt: skip
     return spikes, last
@@ -95,33 +95,37 @@ def backward(
     current: Tensor,
     v: Tensor | None,
     beta: Tensor,
+    T: int,
     learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the spikes [T, N, *] and the last v -> of the current, the first v, and beta."""
+    """Gradients of the spikes [T, N, *] and the last v -> of the current, the first v, and beta.
+
+    That of a current of one step is the sum over T.
+    """
     x, v = _steps(current, current), _step(v, current)
     g_spikes = None if g_spikes is None else _steps(g_spikes.to(current.dtype), current)
     g_v = _step(g_v, current)
-    g_current = time_axis.empty(current)
+    g_current = time_axis.empty(current[0], len(current))
     g_first = current.new_empty(0) if v is None else torch.empty_like(v)
     # One sum per block: added up in the same order, however many threads there are.
     blocks = -(-current[0].numel() // LIBRARY.lif_block())
     g_beta = torch.empty(blocks) if learns else None
     failed = LIBRARY.lif_backward(
-        _call(equation, current, beta), x.data_ptr(), x.stride(0), _address(v),
+        _call(equation, current, beta, T), x.data_ptr(), _stride(x), _address(v),
         _address(g_spikes), 0 if g_spikes is None else g_spikes.stride(0), _address(g_v),
-        g_current.data_ptr(), g_current.stride(0), None if v is None else g_first.data_ptr(),
+        g_current.data_ptr(), _stride(g_current), None if v is None else g_first.data_ptr(),
         _address(g_beta),
     )  # fmt: skip
     if failed:
-        raise MemoryError(f"no memory for the potentials of T={len(current)} steps")
+        raise MemoryError(f"no memory for the potentials of T={T} steps")
     total = torch.zeros_like(beta) if g_beta is None else g_beta.sum().to(beta.dtype)
     return g_current, g_first, total
 
 
-def _call(equation: Equation, current: Tensor, beta: Tensor) -> _Call:
+def _call(equation: Equation, current: Tensor, beta: Tensor, T: int) -> _Call:
     elements = current[0].numel()
     return _Call(
-        T=len(current),
+        T=T,
         elements=elements,
         beta=beta.item(),
         threshold=equation.threshold,
@@ -131,8 +135,13 @@ def _call(equation: Equation, current: Tensor, beta: Tensor) -> _Call:
         surrogate=SURROGATES.index(equation.surrogate),
         bf16=current.dtype == torch.bfloat16,
         # A thread is worth waking for about this many elements, as in torch.
-        threads=max(1, min(torch.get_num_threads(), len(current) * elements // 32768)),
+        threads=max(1, min(torch.get_num_threads(), T * elements // 32768)),
     )
+
+
+def _stride(x: Tensor) -> int:
+    """From one step to the next; 0 if it is the only one."""
+    return 0 if len(x) == 1 else x.stride(0)
 
 
 def _address(x: Tensor | None) -> int | None:
@@ -160,4 +169,4 @@ def _steps(x: Tensor, current: Tensor) -> Tensor:
         return x
     if x.stride(0) == 0:
         return x[0].contiguous(memory_format=order).expand_as(x)
-    return time_axis.empty(current).copy_(x)
+    return time_axis.empty(current[0], len(x)).copy_(x)
