@@ -164,6 +164,46 @@ def test_leaf_of_stride_0_keeps_a_gradient_for_each_step(path: str) -> None:
     assert_close(leaf.grad, copy.grad)
 
 
+# --- memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("expanded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_but_the_input_is_saved(
+    name: str, expanded: bool, dtype: torch.dtype, path: str
+) -> None:
+    neuron = spikezoo.neuron(name)
+    shape = (2, 3, 4, 4) if expanded else (8, 2, 3, 4, 4)
+    x = random(*shape).to(dtype).requires_grad_()
+    current = time_axis.expand(x, 8) if expanded else x
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        neuron.run(current)
+    inside = [s for s in saved if s.numel() > 1]  # beta is one number
+    assert [s.data_ptr() for s in inside] == [x.data_ptr()]
+    assert sum(s.numel() for s in inside) == x.numel()
+
+
+def test_state_is_saved_where_one_is_given() -> None:
+    x, v = random(8, 5).requires_grad_(), random(5)
+    saved: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        spikezoo.neuron("lif").run(x, (v,))
+    assert {x.data_ptr(), v.data_ptr()} <= set(saved)
+    assert len(saved) == 3  # and beta
+
+
 # --- surrogates of others -------------------------------------------------------------------
 
 
