@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikezoo import zoo
+from spikezoo.backends import kernel
 from spikezoo.catalog import registry
 from spikezoo.monitor import spiking_layers
 from spikezoo.spec import Part, Spec
@@ -21,6 +22,7 @@ def describe(spec: Spec, side: int = 32) -> str:
     channels = registry("datasets").get(spec.dataset).channels or 3  # colour unless all is grey
     shape = (channels, side, side)
     lines = [str(spec), f"images {list(shape)} in [-1, 1], slug {spec.slug}"]
+    lines.append(f"lif, if and plif on the CPU: {kernel.in_use()}")
     for part in (spec.gen, spec.disc):
         options = zoo.resolve(part)
         network = zoo.build(part.kind, part.name, options, shape)

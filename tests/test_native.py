@@ -16,6 +16,7 @@ import spikezoo
 from spikezoo import time_axis
 from spikezoo.backends import fused, kernel
 from spikezoo.catalog import registry
+from spikezoo.describe import describe
 from spikezoo.neurons import Neuron
 
 torch.set_num_threads(1)  # small tensors: threads only wait for one another
@@ -239,6 +240,15 @@ def test_surrogate_that_the_kernel_does_not_know(
         assert_close(gradients(neuron, "native", again), gradients(neuron, "reference", again))
     compiled = torch.compile(neuron, backend="aot_eager", fullgraph=True)
     assert_close(gradients(compiled, "native", False), gradients(neuron, "native", False))
+
+
+# --- what is in use -------------------------------------------------------------------------
+
+
+def test_show_says_what_computes(path: str) -> None:
+    text = describe(spikezoo.Spec.parse("gen:snn_back+disc:ann@mnist"))
+    wanted = {"kernel": "C kernel, 1 thread", "torch": "torch, since no C kernel was built"}[path]
+    assert text.splitlines()[2] == f"lif, if and plif on the CPU: {wanted}"
 
 
 # --- DDP ------------------------------------------------------------------------------------

@@ -75,6 +75,14 @@ def usable(equation: Equation, current: Tensor) -> bool:
     )
 
 
+def in_use() -> str:
+    """What computes the LIF family on the CPU, in words."""
+    if LIBRARY is None:
+        return "torch, since no C kernel was built"
+    threads = torch.get_num_threads()
+    return f"C kernel, {threads} thread{'s' * (threads > 1)}"
+
+
 def forward(
     equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor, T: int
 ) -> tuple[Tensor, Tensor]:
