@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -240,6 +243,37 @@ def test_surrogate_that_the_kernel_does_not_know(
         assert_close(gradients(neuron, "native", again), gradients(neuron, "reference", again))
     compiled = torch.compile(neuron, backend="aot_eager", fullgraph=True)
     assert_close(gradients(compiled, "native", False), gradients(neuron, "native", False))
+
+
+# --- sanitizers -----------------------------------------------------------------------------
+
+
+def test_kernel_stays_within_its_buffers_and_the_language(tmp_path: Path) -> None:
+    """Built with the address and undefined-behaviour sanitizers, where the compiler has them."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    build = [compiler, "-g", "-O1", "-std=gnu11", "-fopenmp", "-ffp-contract=off"]
+    build += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    program = tmp_path / "program"
+    trial = tmp_path / "trial.c"
+    trial.write_text("int main(void) { return 0; }")
+
+    def run(source: Path) -> subprocess.CompletedProcess[str]:
+        command = [*build, str(source), "-o", str(program), "-lm"]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        if built.returncode:
+            return built
+        return subprocess.run(
+            [program], capture_output=True, text=True, check=False, env=environment
+        )
+
+    # Waiting threads sleep: with fewer cores than threads they would take each other's time.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    if run(trial).returncode:
+        pytest.skip(f"{compiler} has no sanitizers here")
+    ran = run(Path(__file__).with_name("sanitized_lif.c"))
+    assert ran.returncode == 0, ran.stderr
 
 
 # --- what is in use -------------------------------------------------------------------------
