@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.hooks import RemovableHandle
 
 import spikezoo
 from spikezoo import time_axis
 from spikezoo.backends import fused, kernel
+from spikezoo.backends.native import read_out
 from spikezoo.catalog import registry
 from spikezoo.describe import describe
+from spikezoo.monitor import firing_rates
 from spikezoo.neurons import Neuron
+from spikezoo.readouts import Mean
 
 torch.set_num_threads(1)  # small tensors: threads only wait for one another
 
@@ -69,6 +73,8 @@ def test_operator_keeps_what_torch_asks_of_one(
     for current in (x, x[:1]):  # the other is the same at each of three steps
         tensors = (current.clone().requires_grad_(), state, beta)
         torch.library.opcheck(fused.lif, (*tensors, 3, *equation))
+        if path == "kernel" and dtype != torch.float64:
+            torch.library.opcheck(fused.lif_rate, (*tensors, 3, *equation))
         tensors = (torch.ones_like(x), g_v, current, v, beta.detach())
         torch.library.opcheck(fused.lif_backward, (*tensors, 3, True, *equation))
 
@@ -166,6 +172,96 @@ def test_leaf_of_stride_0_keeps_a_gradient_for_each_step(path: str) -> None:
     for x in (leaf, copy):
         (spikezoo.neuron("lif")(x) * random(4, 2, 3, seed=1)).sum().backward()
     assert_close(leaf.grad, copy.grad)
+
+
+# --- a mean readout straight behind ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("expanded", [False, True])
+@pytest.mark.parametrize("T", [1, 3, 7, 300])
+def test_mean_of_spikes_that_are_never_stored(
+    name: str, dtype: torch.dtype, expanded: bool, T: int
+) -> None:
+    neuron, readout = spikezoo.neuron(name), Mean(T)
+    x = random(2 if expanded else 2 * T, 3, 4, 4).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = random(2, 3, 4, 4, seed=1).to(dtype)
+
+    def results(call: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        rate = call(time_axis.expand(x, T) if expanded else x.view(T, 2, 3, 4, 4))
+        loss, inputs = (rate * weight).sum(), [x, *neuron.parameters()]
+        first = torch.autograd.grad(loss, inputs, retain_graph=True)
+        graphed = torch.autograd.grad(loss, inputs, create_graph=True)
+        return [rate, *first, *graphed, *torch.autograd.grad(graphed[0].square().sum(), inputs)]
+
+    ours, wanted = (
+        results(lambda c: read_out(neuron, readout, c)),
+        results(lambda c: readout(neuron(c))),
+    )
+    assert torch.equal(ours[0], wanted[0])
+    assert ours[0].stride() == wanted[0].stride()
+    for found, right in zip(ours[1:], wanted[1:], strict=True):
+        bits = 1e-2 if dtype == torch.bfloat16 else 1e-5
+        assert_close(found, right, rtol=0, atol=bits * right.abs().max().item())
+
+
+def hook(layer: nn.Module, kind: str, seen: list[str]) -> RemovableHandle:
+    def note(*_: Any) -> None:
+        seen.append(kind)
+
+    if kind == "of all modules":
+        return nn.modules.module.register_module_forward_hook(
+            lambda module, *_: note() if module is layer else None
+        )
+    handle: RemovableHandle = getattr(layer, f"register_{kind}_hook")(note)
+    return handle
+
+
+@pytest.mark.parametrize("layer", ["spikes", "readout"])
+@pytest.mark.parametrize(
+    "kind", ["forward", "forward_pre", "full_backward", "full_backward_pre", "of all modules"]
+)
+def test_hooks_see_the_spikes(kind: str, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = spikezoo.create("gen:snn_middle,width=4+disc:ann@digits").generator.eval()
+    z = random(2, 100).requires_grad_()
+    plain = network(z)
+    seen: list[str] = []
+    handle = hook(network.get_submodule(layer), kind, seen)
+    monkeypatch.setattr(kernel, "rate", None)  # not to be called
+    try:
+        images = network(z)
+        images.sum().backward()
+    finally:
+        handle.remove()
+    assert seen == [kind]
+    assert torch.equal(images, plain)
+
+
+def test_without_hooks_no_spikes_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = spikezoo.create("gen:snn_middle,width=4+disc:ann@digits").generator.eval()
+    z = random(2, 100)
+    with firing_rates(network) as rates:
+        plain = network(z)
+    assert 0 < rates["spikes"] < 1
+    monkeypatch.setattr(kernel, "forward", None)  # not to be called
+    assert torch.equal(network(z), plain)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("name", ["snn_middle", "snn_full"])
+def test_whole_generator_compiles_without_a_graph_break(name: str, compiler: None) -> None:
+    network = spikezoo.create(f"gen:{name},width=4+disc:ann@digits").generator.eval()
+    z = random(2, 100)
+    # Not aot_eager, in which torch takes the strides of a batch norm's gradient for others.
+    compiled = torch.compile(network, fullgraph=True)
+    found = []
+    for call in (compiled, network):
+        images = call(z)
+        found.append([images, *torch.autograd.grad(images.square().sum(), network.parameters())])
+    for ours, wanted in zip(*found, strict=True):
+        assert_close(ours, wanted)
 
 
 # --- memory ---------------------------------------------------------------------------------

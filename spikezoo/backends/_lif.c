@@ -126,15 +126,24 @@ INLINE void derive(float *d, const float *u, int n, float alpha, int surrogate) 
 KERNEL static void forward_block(const lif_call *c, int64_t at, int n, const void *x,
                                  int64_t x_stride, const float *v0, void *s, int64_t s_stride,
                                  float *v_last) {
-    float v[BLOCK], in[BLOCK], out[BLOCK];
+    float v[BLOCK], in[BLOCK], out[BLOCK], total[BLOCK];
+    memset(total, 0, sizeof total);
     start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
         if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
         integrate(v, in, n, c->beta);
         fire(v, out, n, c->threshold, c->hard);
-        store(s, t * s_stride + at, out, n, c->bf16);
+        if (s_stride) store(s, t * s_stride + at, out, n, c->bf16);
+        else
+            for (int i = 0; i < n; i++) total[i] += out[i];
     }
-    memcpy(v_last + at, v, (size_t)n * sizeof(float));
+    if (!s_stride) { /* a sum in bfloat16 is rounded before it is divided */
+        if (c->bf16)
+            for (int i = 0; i < n; i++) total[i] = widen(narrow(total[i]));
+        for (int i = 0; i < n; i++) total[i] /= (float)c->T;
+        store(s, at, total, n, c->bf16);
+    }
+    if (v_last) memcpy(v_last + at, v, (size_t)n * sizeof(float));
 }
 
 KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const void *x,
@@ -189,8 +198,8 @@ INLINE int block_size(const lif_call *c, int64_t at) {
     return (int)(c->elements - at < BLOCK ? c->elements - at : BLOCK);
 }
 
-/* Current x and state v0, null for rest -> spikes s and last state; x and s are float, or bfloat16
-   if c->bf16. */
+/* Current x and state v0, null for rest -> spikes s, their mean over t if s_stride is 0, and last
+   state if v_last is not null; x and s are float, or bfloat16 if c->bf16. */
 void lif_forward(const lif_call *c, const void *x, int64_t x_stride, const float *v0, void *s,
                  int64_t s_stride, float *v_last) {
 #pragma omp parallel for num_threads(c->threads) schedule(static)

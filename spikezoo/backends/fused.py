@@ -37,13 +37,27 @@ def has(neuron: Neuron) -> TypeGuard[LIF | IF | PLIF]:
 
 def run(neuron: LIF | IF | PLIF, current: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
     """Current [T, N, *] and first v [N, *], or None for rest -> spikes [T, N, *], last v [N, *]."""
+    return lif(*_arguments(neuron, current, v))
+
+
+def rate(neuron: LIF | IF | PLIF, current: Tensor) -> Tensor:
+    """Current [T, N, *], one that the kernel computes -> mean of the spikes over T [N, *]."""
+    return lif_rate(*_arguments(neuron, current, None))
+
+
+def can_rate(neuron: Neuron, current: Tensor) -> TypeGuard[LIF | IF | PLIF]:
+    """Whether `rate` computes a neuron on a current."""
+    return has(neuron) and kernel.usable(_equation(neuron), current)
+
+
+def _arguments(neuron: LIF | IF | PLIF, current: Tensor, v: Tensor | None) -> tuple[Any, ...]:
     beta = 1.0 if isinstance(neuron, IF) else neuron.beta
     if not isinstance(beta, Tensor):  # as exact as the number that `step` takes
         beta = torch.scalar_tensor(beta, dtype=torch.float64)
     T, step = len(current), time_axis.one_step(current)
     if step is not None:  # read once, and its gradient written once
         current = step[None]
-    return lif(current, v, beta, T, *_equation(neuron))
+    return current, v, beta, T, *_equation(neuron)
 
 
 def fits(current: Tensor, v: Tensor) -> bool:
@@ -92,6 +106,28 @@ def _(
     return time_axis.empty(current[0], T), _empty_state(current)
 
 
+@torch.library.custom_op("spikezoo::lif_rate", mutates_args=())
+def lif_rate(
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+    T: int,
+    threshold: float,
+    reset: str,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+) -> Tensor:
+    """As `lif` -> the mean of the spikes over T [N, *], for what the kernel computes only."""
+    equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
+    return kernel.rate(equation, current, v, beta, T)
+
+
+@lif_rate.register_fake
+def _(current: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(current[0], memory_format=time_axis.order(current[0]))
+
+
 @torch.library.custom_op("spikezoo::lif_backward", mutates_args=())
 def lif_backward(
     g_spikes: Tensor | None,
@@ -128,7 +164,7 @@ def _(
     return time_axis.empty(current[0], len(current)), first, torch.empty_like(beta)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     current, v, beta, ctx.T, *equation = inputs
     ctx.save_for_backward(current, v, beta)
     ctx.equation = Equation(*equation)
@@ -147,7 +183,12 @@ def _differentiate(ctx: Any, g_spikes: Tensor | None, g_v: Tensor | None) -> tup
     return *(g if needed else None for g, needed in wanted), None, *(None for _ in ctx.equation)
 
 
+def _differentiate_rate(ctx: Any, g_rate: Tensor) -> tuple[Any, ...]:
+    return _differentiate(ctx, (g_rate / ctx.T).expand(ctx.T, *g_rate.shape), None)
+
+
 lif.register_autograd(_differentiate, setup_context=_keep)
+lif_rate.register_autograd(_differentiate_rate, setup_context=_keep)
 
 
 # --- in torch -------------------------------------------------------------------------------

@@ -96,6 +96,15 @@ def forward(
     return spikes, last
 
 
+def rate(equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor, T: int) -> Tensor:
+    """As `forward` -> the mean of the spikes over T [N, *], which themselves stay in the cache."""
+    x, v, step = _steps(current, current), _step(v, current), current[0]
+    mean = torch.empty_like(step, memory_format=time_axis.order(step))
+    call = _call(equation, current, beta, T)
+    LIBRARY.lif_forward(call, x.data_ptr(), _stride(x), _address(v), mean.data_ptr(), 0, None)
+    return mean
+
+
 def backward(
     equation: Equation,
     g_spikes: Tensor | None,

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikezoo.backends.native import read_out
 from spikezoo.catalog import Component
 from spikezoo.errors import OptionError
 from spikezoo.neurons import Neuron
@@ -90,7 +91,7 @@ class SNNFront(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
-        x = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, 2w, H/4, W/4]
+        x = read_out(self.spikes, self.readout, expand(x, self.T))  # over [T, N, 2w, H/4, W/4]
         x = _leaky(self.conv1(_up(x)))  # [N, 2w, H/2, W/2]
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
@@ -123,7 +124,7 @@ class SNNMiddle(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
         x = self.conv1(_up(x))  # [N, 2w, H/2, W/2]
-        x = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, 2w, H/2, W/2]
+        x = read_out(self.spikes, self.readout, expand(x, self.T))  # over [T, N, 2w, H/2, W/2]
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
@@ -161,7 +162,7 @@ class SNNBack(nn.Module):
         x = _leaky(self.conv1(_up(x)))  # [N, 2w, H/2, W/2]
         x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         x = self.conv3(x)  # [N, C, H, W]
-        rate = self.readout(self.spikes(expand(x, self.T)))  # over [T, N, C, H, W]
+        rate = read_out(self.spikes, self.readout, expand(x, self.T))  # over [T, N, C, H, W]
         x = 2 * rate - 1
         # A readout's weights add up to 1 but for rounding. Clamped past the gradient, which torch
         # would stop at exactly -1 and 1, where a spiking image has most of its pixels.
@@ -205,8 +206,9 @@ class SNNExtractor(nn.Module):
         x = self.project(z)  # [N, 2w, H/4, W/4]
         x = self.extract1(_leaky(self.conv1(_up(x))))  # [N, 5w/4, H/2, W/2]
         s = self.spikes1(expand(x, self.T))  # [T, N, 5w/4, H/2, W/2]
-        s = self.spikes2(each_step(self.extract2, s))  # [T, N, 3w/2, H/2, W/2]
-        x = _leaky(self.conv2(_up(self.readout(s))))  # [N, w, H, W]
+        s = each_step(self.extract2, s)  # [T, N, 3w/2, H/2, W/2]
+        x = read_out(self.spikes2, self.readout, s)  # [N, 3w/2, H/2, W/2]
+        x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
 
@@ -246,8 +248,9 @@ class SNNFull(nn.Module):
         x = self.project(z)  # [N, 2w, H/4, W/4]
         s = self.spikes0(expand(x, self.T))  # [T, N, 2w, H/4, W/4]
         s = self.spikes1(each_step(lambda x: self.conv1(_up(x)), s))  # [T, N, 2w, H/2, W/2]
-        s = self.spikes2(each_step(lambda x: self.conv2(_up(x)), s))  # [T, N, w, H, W]
-        return torch.tanh(self.conv3(self.readout(s)))  # [N, C, H, W]
+        s = each_step(lambda x: self.conv2(_up(x)), s)  # [T, N, w, H, W]
+        x = read_out(self.spikes2, self.readout, s)  # [N, w, H, W]
+        return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
 
 # --- discriminators -------------------------------------------------------------------------
