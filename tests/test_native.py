@@ -304,6 +304,36 @@ def test_state_is_saved_where_one_is_given() -> None:
     assert len(saved) == 3  # and beta
 
 
+# --- surrogates of the kernel ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0, 25.0])
+@pytest.mark.parametrize("surrogate", kernel.SURROGATES)
+def test_kernel_derives_as_precisely_as_float32_can(surrogate: str, alpha: float) -> None:
+    u = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e38, -1e4, 1e4, 1e38])])
+    x = (1 + u).requires_grad_()
+    neuron = spikezoo.neuron("lif", surrogate=surrogate, alpha=alpha)
+    assert kernel.usable(fused._equation(neuron), x)
+    (found,) = torch.autograd.grad(neuron(x[None]).sum(), x)
+    exact = (x.detach() - 1).double().clamp(-1e30, 1e30)
+    wanted = registry("surrogates").get(surrogate)(exact, alpha)
+    assert_close(found.double(), wanted, rtol=2e-5, atol=1e-6 * alpha)
+
+
+@pytest.mark.parametrize("surrogate", kernel.SURROGATES)
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_current_that_is_no_number_is_not_hidden(surrogate: str, reset: str) -> None:
+    """A network that diverges shows it in the gradients, on the kernel as in the reference."""
+    x = torch.tensor([[0.5, 0.5], [0.5, torch.nan], [0.7, 0.7]], requires_grad=True)
+    found = []
+    for backend in ("native", "reference"):
+        neuron = spikezoo.neuron("lif", surrogate=surrogate, reset=reset, backend=backend)
+        spikes, (v,) = neuron.run(x)
+        found.append([spikes, v, *torch.autograd.grad(spikes.sum() + v.sum(), x)])
+    for ours, wanted in zip(*found, strict=True):
+        assert_close(ours, wanted, equal_nan=True)
+
+
 # --- surrogates of others -------------------------------------------------------------------
 
 

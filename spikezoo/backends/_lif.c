@@ -60,65 +60,99 @@ INLINE void store(void *to, int64_t at, const float *x, int n, int bf16) {
         memcpy((float *)to + at, x, (size_t)n * sizeof(float));
 }
 
+/* n floats at `at`: where they lie, or widened into a buffer. */
+INLINE const float *row(const void *from, int64_t at, int n, int bf16, float *buffer) {
+    if (!bf16) return (const float *)from + at;
+    load(buffer, from, at, n, 1);
+    return buffer;
+}
+
 /* The first v; none given is 0. */
 INLINE void start(float *v, const float *v0, int64_t at, int n) {
     if (v0) memcpy(v, v0 + at, (size_t)n * sizeof(float));
     else memset(v, 0, (size_t)n * sizeof(float));
 }
 
-/* v -> h = beta v + x, in place. */
-INLINE void integrate(float *v, const float *x, int n, float beta) {
-    for (int i = 0; i < n; i++) v[i] = beta * v[i] + x[i];
+INLINE float fires(float h, float threshold) { return h - threshold >= 0 ? 1.0f : 0.0f; }
+
+INLINE float after_reset(float h, float threshold, int hard) {
+    if (hard) return h - threshold >= 0 ? 0.0f : h;
+    return h - fires(h, threshold) * threshold;
 }
 
-/* h -> v after the reset, in place, and the spikes. */
-INLINE void fire(float *h, float *s, int n, float threshold, int hard) {
-    if (hard)
-        for (int i = 0; i < n; i++) {
-            s[i] = h[i] - threshold >= 0 ? 1.0f : 0.0f;
-            h[i] = s[i] != 0 ? 0.0f : h[i];
-        }
-    else
-        for (int i = 0; i < n; i++) {
-            s[i] = h[i] - threshold >= 0 ? 1.0f : 0.0f;
-            h[i] = h[i] - s[i] * threshold;
-        }
+/* exp(x) to 2 units in the last place for |x| < 87, and what it is there beyond: a loop over libm's
+   own is no vector code. x = n ln 2 + r; the polynomial is exp on |r| < ln 2 / 2. */
+INLINE float exponential(float x) {
+    x = x < -87 ? -87 : x > 87 ? 87 : x;
+    const float shift = 12582912; /* 1.5 * 2^23: adding it rounds to a whole number */
+    float shifted = x * 1.44269504f + shift, n = shifted - shift;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f, y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1;
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4); /* n in its lowest bits, which become an exponent */
+    bits = (bits + 127) << 23;
+    memcpy(&n, &bits, 4);
+    return y * n;
 }
 
 /* Surrogate derivatives at u, as in spikezoo/surrogates.py. */
-INLINE void derive(float *d, const float *u, int n, float alpha, int surrogate) {
+INLINE float derivative(float u, float alpha, int surrogate) {
     switch (surrogate) {
     case ATAN: {
-        const float k = (float)(M_PI / 2) * alpha;
-        for (int i = 0; i < n; i++) d[i] = alpha / 2 / (1 + (k * u[i]) * (k * u[i]));
-        break;
+        float k = (float)(M_PI / 2) * alpha * u;
+        return alpha / 2 / (1 + k * k);
     }
-    case SIGMOID:
-        for (int i = 0; i < n; i++) {
-            float p = 1 / (1 + expf(-alpha * u[i]));
-            d[i] = alpha * p * (1 - p);
-        }
-        break;
-    case FAST_SIGMOID:
-        for (int i = 0; i < n; i++) {
-            float q = 1 + alpha * fabsf(u[i]);
-            d[i] = 1 / (q * q);
-        }
-        break;
-    case TRIANGLE:
-        for (int i = 0; i < n; i++) {
-            float q = 1 - alpha * fabsf(u[i]);
-            d[i] = q > 0 ? alpha * q : 0;
-        }
-        break;
-    case STRAIGHT_THROUGH:
-        for (int i = 0; i < n; i++) d[i] = 1;
-        break;
-    case ERF: {
-        const float k = alpha / sqrtf((float)M_PI);
-        for (int i = 0; i < n; i++) d[i] = k * expf(-(alpha * u[i]) * (alpha * u[i]));
-        break;
+    case SIGMOID: {
+        float p = 1 / (1 + exponential(-alpha * u));
+        return alpha * p * (1 - p);
     }
+    case FAST_SIGMOID: {
+        float q = 1 + alpha * fabsf(u);
+        return 1 / (q * q);
+    }
+    case TRIANGLE: {
+        float q = 1 - alpha * fabsf(u);
+        return q < 0 ? 0 : alpha * q; /* NaN stays NaN */
+    }
+    case ERF: return alpha / sqrtf((float)M_PI) * exponential(-(alpha * u) * (alpha * u));
+    default: return 1; /* STRAIGHT_THROUGH */
+    }
+}
+
+/* One step of a block, for constants `hard` and `surrogate`: one loop without a branch each. */
+INLINE void step_forward(float *restrict v, const float *restrict x, float *restrict s, int n,
+                         float beta, float threshold, int hard) {
+    for (int i = 0; i < n; i++) {
+        float h = beta * v[i] + x[i];
+        s[i] = fires(h, threshold);
+        v[i] = after_reset(h, threshold, hard);
+    }
+}
+
+/* h from v before the step, and v after it. */
+INLINE void step_again(float *restrict v, const float *restrict x, float *restrict h, int n,
+                       float beta, float threshold, int hard) {
+    for (int i = 0; i < n; i++) {
+        h[i] = beta * v[i] + x[i];
+        v[i] = after_reset(h[i], threshold, hard);
+    }
+}
+
+/* G, the gradient of h in the step after -> that of h in this one; the v between them is `scale`
+   times h of the step after. */
+INLINE void step_back(float *restrict G, const float *restrict h, const float *restrict g, int n,
+                      float scale, float threshold, float alpha, int detach_reset, int hard,
+                      int surrogate) {
+    for (int i = 0; i < n; i++) {
+        float u = h[i] - threshold, back = scale * G[i];
+        float reset = (hard ? h[i] : threshold) * back;
+        float kept = hard && u >= 0 ? 0 : back;
+        G[i] = kept + (g[i] - (detach_reset ? 0 : reset)) * derivative(u, alpha, surrogate);
     }
 }
 
@@ -126,16 +160,20 @@ INLINE void derive(float *d, const float *u, int n, float alpha, int surrogate) 
 KERNEL static void forward_block(const lif_call *c, int64_t at, int n, const void *x,
                                  int64_t x_stride, const float *v0, void *s, int64_t s_stride,
                                  float *v_last) {
-    float v[BLOCK], in[BLOCK], out[BLOCK], total[BLOCK];
+    float v[BLOCK], wide[BLOCK], fired[BLOCK], total[BLOCK];
+    const float *in = NULL;
     memset(total, 0, sizeof total);
     start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
-        if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
-        integrate(v, in, n, c->beta);
-        fire(v, out, n, c->threshold, c->hard);
-        if (s_stride) store(s, t * s_stride + at, out, n, c->bf16);
-        else
-            for (int i = 0; i < n; i++) total[i] += out[i];
+        if (t == 0 || x_stride) in = row(x, t * x_stride + at, n, c->bf16, wide);
+        float *out = s_stride && !c->bf16 ? (float *)s + t * s_stride + at : fired;
+        if (c->hard) step_forward(v, in, out, n, c->beta, c->threshold, 1);
+        else step_forward(v, in, out, n, c->beta, c->threshold, 0);
+        if (!s_stride)
+            for (int i = 0; i < n; i++) total[i] += fired[i];
+        else if (c->bf16) /* 0 and 1 need no rounding */
+            for (int i = 0; i < n; i++)
+                ((uint16_t *)s)[t * s_stride + at + i] = fired[i] != 0 ? 0x3f80 : 0;
     }
     if (!s_stride) { /* a sum in bfloat16 is rounded before it is divided */
         if (c->bf16)
@@ -150,48 +188,58 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
                                   int64_t x_stride, const float *v0, const void *gs,
                                   int64_t gs_stride, const float *gv, void *gx, int64_t gx_stride,
                                   float *gv0, float *g_beta, float *potentials) {
-    float v[BLOCK], in[BLOCK], s[BLOCK], u[BLOCK], d[BLOCK], g[BLOCK], back[BLOCK], total[BLOCK];
+    float v[BLOCK], wide[BLOCK], none[BLOCK], G[BLOCK], total[BLOCK];
+    double products[BLOCK];
+    const float *in = NULL, *g = none;
     start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
-        if (t == 0 || x_stride) load(in, x, t * x_stride + at, n, c->bf16);
-        integrate(v, in, n, c->beta);
-        memcpy(potentials + t * BLOCK, v, (size_t)n * sizeof(float));
-        fire(v, s, n, c->threshold, c->hard);
+        float *h = potentials + t * BLOCK;
+        if (t == 0 || x_stride) in = row(x, t * x_stride + at, n, c->bf16, wide);
+        if (c->hard) step_again(v, in, h, n, c->beta, c->threshold, 1);
+        else step_again(v, in, h, n, c->beta, c->threshold, 0);
     }
-    if (gv) memcpy(back, gv + at, (size_t)n * sizeof(float));
-    else memset(back, 0, sizeof back);
-    double sum = 0;
-    memset(g, 0, sizeof g);
+    start(G, gv, at, n);
+    memset(none, 0, sizeof none);
     memset(total, 0, sizeof total);
+    memset(products, 0, sizeof products);
     for (int64_t t = c->T - 1; t >= 0; t--) {
         const float *h = potentials + t * BLOCK;
-        for (int i = 0; i < n; i++) u[i] = h[i] - c->threshold;
-        derive(d, u, n, c->alpha, c->surrogate);
-        if (gs && (t == c->T - 1 || gs_stride)) load(g, gs, t * gs_stride + at, n, c->bf16);
-        if (c->detach_reset) memcpy(s, g, sizeof g);
-        else if (c->hard)
-            for (int i = 0; i < n; i++) s[i] = g[i] - h[i] * back[i];
-        else
-            for (int i = 0; i < n; i++) s[i] = g[i] - c->threshold * back[i];
-        if (c->hard)
-            for (int i = 0; i < n; i++) back[i] = u[i] >= 0 ? 0 : back[i];
-        for (int i = 0; i < n; i++) back[i] += s[i] * d[i];
-        if (gx_stride) store(gx, t * gx_stride + at, back, n, c->bf16);
-        else
-            for (int i = 0; i < n; i++) total[i] += back[i];
-        if (g_beta) { /* h = beta v + x: the gradient of h times the v before it */
-            if (t) {
-                memcpy(v, h - BLOCK, (size_t)n * sizeof(float));
-                fire(v, s, n, c->threshold, c->hard);
-            } else
-                start(v, v0, at, n);
-            for (int i = 0; i < n; i++) sum += (double)back[i] * v[i];
+        if (gs && (t == c->T - 1 || gs_stride))
+            g = row(gs, t * gs_stride + at, n, c->bf16, wide);
+        float scale = t == c->T - 1 ? 1 : c->beta;
+#define BACK(hard, surrogate)                                                                      \
+    step_back(G, h, g, n, scale, c->threshold, c->alpha, c->detach_reset, hard, surrogate)
+#define CASE(surrogate)                                                                            \
+    case surrogate:                                                                                \
+        if (c->hard) BACK(1, surrogate);                                                           \
+        else BACK(0, surrogate);                                                                   \
+        break;
+        switch (c->surrogate) {
+            CASE(ATAN)
+            CASE(SIGMOID)
+            CASE(FAST_SIGMOID)
+            CASE(TRIANGLE)
+            CASE(STRAIGHT_THROUGH)
+            CASE(ERF)
         }
-        for (int i = 0; i < n; i++) back[i] *= c->beta;
+        if (gx_stride) store(gx, t * gx_stride + at, G, n, c->bf16);
+        else
+            for (int i = 0; i < n; i++) total[i] += G[i];
+        if (!g_beta) continue;
+        /* h = beta v + x: the gradient of h times the v before it */
+        if (t)
+            for (int i = 0; i < n; i++) v[i] = after_reset(h[i - BLOCK], c->threshold, c->hard);
+        else start(v, v0, at, n);
+        for (int i = 0; i < n; i++) products[i] += (double)G[i] * v[i];
     }
     if (!gx_stride) store(gx, at, total, n, c->bf16);
-    if (g_beta) g_beta[at / BLOCK] = (float)sum;
-    if (gv0) memcpy(gv0 + at, back, (size_t)n * sizeof(float));
+    if (gv0)
+        for (int i = 0; i < n; i++) gv0[at + i] = c->beta * G[i];
+    if (g_beta) {
+        for (int half = BLOCK / 2; half; half /= 2)
+            for (int i = 0; i < half; i++) products[i] += products[half + i];
+        g_beta[at / BLOCK] = (float)products[0];
+    }
 }
 
 INLINE int block_size(const lif_call *c, int64_t at) {
