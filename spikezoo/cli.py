@@ -181,20 +181,23 @@ def train(
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source")
 @option("--seeds", help="Seeds of the images, like 0-63 or 1,5,10-12.  [default: 0-63]")
 @option("--n", type=click.IntRange(min=1), help="In place of --seeds: the first N seeds.")
 @option(
     "--out",
     type=click.Path(path_type=Path),
-    help="PNG of the grid, or folder of the images.  [default: RUN/samples/seeds-... ]",
+    help="PNG of the grid, or folder of the images.  [default: RUN/samples/seeds-...; "
+    "for other models here]",
 )
 @option("--grid/--images", default=True, help="One picture of all, or a file for each seed.")
 @option("--columns", type=click.IntRange(min=1), default=8, help="Of the grid.")
 @option("--backend", help="Who computes the spikes.  [default: native]")
 @option("--device", default="cpu", help="Where to compute.")
+@option("--revision", help="Of a model on the Hub: a branch, tag or commit.")
+@option("--offline", is_flag=True, help="Ask the Hub's cache only.")
 def sample(
-    run: Path,
+    source: str,
     seeds: str | None,
     n: int | None,
     out: Path | None,
@@ -202,8 +205,13 @@ def sample(
     columns: int,
     backend: str | None,
     device: str,
+    revision: str | None,
+    offline: bool,
 ) -> None:
-    """Draw images from a trained RUN; image i depends on seed i alone."""
+    """Draw images from a model: a run, an exported folder, or ORG/NAME of the Hub.
+
+    Image i depends on seed i alone.
+    """
     if seeds is not None and n is not None:
         raise OptionError("--seeds and --n are two ways to say the same; give one of them")
     from spikezoo import hub
@@ -213,10 +221,15 @@ def sample(
     chosen = sampling.parse_seeds(text)
     if out is None and len(text) > 100:
         raise OptionError("so many --seeds make no file name; give one with --out")
-    path = out or run / "samples" / (f"seeds-{text}.png" if grid else f"seeds-{text}")
+    folder = hub.find(source, revision=revision, offline=offline or None)
+    name = f"seeds-{text}.png" if grid else f"seeds-{text}"
+    if out is None:
+        is_run = (folder / "checkpoints").is_dir()
+        out = folder / "samples" / name if is_run else Path(f"{_plain(source)}-{name}")
+    path = out
     if grid and path.suffix.lower() != ".png":
         raise OptionError(f"--out of a grid is a .png file, given '{path}'; or use --images")
-    images = hub.load(run, backend=backend, device=device).sample(chosen)
+    images = hub.load(folder, backend=backend, device=device).sample(chosen)
     if grid:
         sampling.save_grid(images, path, columns)
     else:
@@ -227,8 +240,17 @@ def sample(
 @main.command("list")
 @click.argument("kind", required=False)
 @click.argument("pattern", default="*")
-def list_(kind: str | None, pattern: str) -> None:
-    """List what there is: all kinds, or the names of a KIND that match a PATTERN."""
+@option("--org", help="With `models`: those of this organisation on the Hub.")
+def list_(kind: str | None, pattern: str, org: str | None) -> None:
+    """List what there is: all kinds, or the names of a KIND that match a PATTERN.
+
+    `models` are those that can be loaded with no network, with what was measured of them.
+    """
+    if kind == "models":
+        _list_models(pattern, org)
+        return
+    if org is not None:
+        raise OptionError("--org goes with `spikezoo list models`")
     from spikezoo.catalog import BACKENDS_OF, REGISTRIES, registry
 
     kinds = {kind: registry(kind)} if kind else REGISTRIES
@@ -246,6 +268,28 @@ def list_(kind: str | None, pattern: str) -> None:
             click.echo(f"  {n:{width}}  {entry.summary or entry.source}{on}")
         for conflict in found.conflicts():
             click.echo(f"spikezoo: warning: {conflict}", err=True)
+
+
+def _list_models(pattern: str, org: str | None) -> None:
+    from fnmatch import fnmatch
+
+    from spikezoo import hub, model
+
+    if org is None:
+        found = {
+            f"{hub.OFFICIAL}/{name}": hub.summary(model.read_config(folder))
+            for name, folder in hub.published().items()
+        }
+    else:
+        found = {name: ", ".join(tags) for name, tags in hub.models_of(org).items()}
+    chosen = {n: text for n, text in found.items() if fnmatch(n, f"*{pattern}*")}
+    if not chosen:
+        click.echo(f"none of the models matches '{pattern}'", err=True)
+        return
+    click.echo("models")
+    width = max(map(len, chosen))
+    for name, text in chosen.items():
+        click.echo(f"  {name:{width}}  {text}")
 
 
 @main.command()
@@ -304,14 +348,85 @@ def new(name: str) -> None:
 
 
 @main.command()
-@click.argument("parts", nargs=-1, required=True, metavar="SPEC")
-@option("--side", type=int, default=32, help="Height and width of the images.")
-def show(parts: tuple[str, ...], side: int) -> None:
-    """Show a SPEC: its options, and its layers with shapes, parameters and spikes."""
-    spec = _spec(parts)
+@click.argument("parts", nargs=-1, required=True, metavar="SPEC|MODEL")
+@option("--side", type=int, default=32, help="Height and width of a SPEC's images.")
+@option("--revision", help="Of a model on the Hub: a branch, tag or commit.")
+@option("--offline", is_flag=True, help="Ask the Hub's cache only.")
+def show(parts: tuple[str, ...], side: int, revision: str | None, offline: bool) -> None:
+    """Show a SPEC: its options, and its layers with shapes, parameters and spikes.
+
+    Or a MODEL: a run, an exported folder, or ORG/NAME of the Hub, with what was measured of it.
+    """
     from spikezoo import describe
 
-    click.echo(describe.describe(spec, side))
+    if len(parts) == 1 and not parts[0].startswith(("gen:", "disc:")):
+        from spikezoo import hub
+
+        loaded = hub.load(parts[0], revision=revision, offline=offline or None)
+        click.echo(describe.describe(loaded.spec, loaded.config["shape"][1]))
+        click.echo("\n" + json.dumps(loaded.info, indent=2))
+        return
+    click.echo(describe.describe(_spec(parts), side))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@option("--half", is_flag=True, help="Store weights as float16: half the size.")
+@option("--license", "licence", default="mit", help="Of the model, by the Hub's identifier.")
+def export(run: Path, folder: Path, half: bool, licence: str) -> None:
+    """Write the newest checkpoint of a RUN as the folder DIR, ready to be published."""
+    from spikezoo import export as exporting
+
+    exporting.export(run, folder, half=half, licence=licence)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    click.echo(f"{folder} written, {size:.1f} MB; next: spikezoo push {folder} ORG/NAME")
+
+
+@main.command()
+@click.argument("source")
+@option("--backend", help="Who computes the probe's spikes.  [default: native]")
+@option("--revision", help="Of a model on the Hub: a branch, tag or commit.")
+def verify(source: str, backend: str | None, revision: str | None) -> None:
+    """Check a published model: hashes, strict loading, the probe's images, every number.
+
+    SOURCE is an exported folder or ORG/NAME of the Hub. Exit status 1 if a check fails.
+    """
+    from spikezoo import export as exporting
+    from spikezoo import hub
+
+    checks = exporting.verify(hub.find(source, revision=revision, whole=True), backend)
+    for check in checks:
+        click.echo(f"{'FAILED' if check.wrong else 'ok':6}  {check.name:7}  {check.found}")
+    if any(check.wrong for check in checks):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="RUN|DIR")
+@click.argument("repo", metavar="ORG/NAME")
+@option("--private", is_flag=True, help="Of a repo that is made by this push.")
+@option("--revision", help="Branch to commit to, made if it is missing.  [default: main]")
+@option("--create-pr", is_flag=True, help="Open a pull request in place of a commit.")
+@option("--tag", help="Tag the commit.")
+@option("--message", help="Of the commit.  [default: the model's name]")
+@option("--dry-run", is_flag=True, help="Check all, send nothing.")
+def push(source: Path, repo: str, dry_run: bool, **given: Any) -> None:
+    """Publish a RUN or an exported folder DIR as ORG/NAME on the Hugging Face Hub.
+
+    One commit with all files, or none. Log in first: `hf auth login`.
+    """
+    from spikezoo import hub
+
+    done = hub.push(source, repo, dry_run=dry_run, **given)
+    for name, size in done.files.items():
+        click.echo(f"  {size:>12,}  {name}")
+    click.echo(f"{'would be pushed to' if dry_run else 'pushed to'} {done.url}: {done.message}")
+
+
+def _plain(source: str) -> str:
+    """The last word of a source, as a file name."""
+    return Path(source.partition("@")[0]).name or "model"
 
 
 def _spec(parts: tuple[str, ...]) -> Spec:

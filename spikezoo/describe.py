@@ -14,6 +14,8 @@ from spikezoo.monitor import spiking_layers
 from spikezoo.spec import Part, Spec
 
 TWIN = "ann"
+Shape = tuple[int, int, int]
+Row = tuple[str, str, str, str, str]
 
 
 def describe(spec: Spec, side: int = 32) -> str:
@@ -26,13 +28,12 @@ def describe(spec: Spec, side: int = 32) -> str:
     for part in (spec.gen, spec.disc):
         options = zoo.resolve(part)
         network = zoo.build(part.kind, part.name, options, shape)
-        x = _input(network, shape)
-        lines += ["", str(part), "  options  " + _options(options), *_layers(network, x)]
+        lines += ["", str(part), "  options  " + _options(options), *_table(network, shape)]
         lines.append(_volume(part, network, shape))
     return "\n".join(lines)
 
 
-def _input(network: nn.Module, shape: tuple[int, int, int]) -> Tensor:
+def _input(network: nn.Module, shape: Shape) -> Tensor:
     latent_dim = getattr(network, "latent_dim", None)
     return torch.zeros(1, *shape) if latent_dim is None else torch.zeros(1, latent_dim)
 
@@ -42,10 +43,11 @@ def _options(options: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def _layers(network: nn.Module, x: Tensor) -> list[str]:
-    """One line per layer without children, in the order in which they compute."""
+def layers(network: nn.Module, shape: Shape) -> list[Row]:
+    """Name, type, output, parameters and "spikes" of each layer without children, in the order in
+    which they compute on images of a shape [C, H, W]."""
     spiking = spiking_layers(network)
-    rows: list[tuple[str, str, str, str, str]] = []
+    rows: list[Row] = []
 
     def record(name: str, layer: nn.Module, output: Tensor) -> None:
         parameters = sum(p.numel() for p in layer.parameters())
@@ -59,14 +61,18 @@ def _layers(network: nn.Module, x: Tensor) -> list[str]:
         for name, layer in network.named_modules()
         if name and _is_leaf(name, layer)
     ]
-    network.eval()(x)
+    network.eval()(_input(network, shape))
     for handle in handles:
         handle.remove()
-    head = ("layer", "type", "output", "parameters", "")
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
+    return rows
+
+
+def _table(network: nn.Module, shape: Shape) -> list[str]:
+    rows = [("layer", "type", "output", "parameters", ""), *layers(network, shape)]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return [
         ("  " + "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True))).rstrip()
-        for row in [head, *rows]
+        for row in rows
     ]
 
 
@@ -85,18 +91,22 @@ def _shape(output: Tensor, spiking: bool) -> str:
     return f"[{', '.join([batch, *sizes[1:]])}]"
 
 
-def _volume(part: Part, network: nn.Module, shape: tuple[int, int, int]) -> str:
-    """Parameters in all, and against the twin without spikes with the options that both have."""
-    count = _parameters(network)
+def _volume(part: Part, network: nn.Module, shape: Shape) -> str:
+    """Parameters in all, and against the twin's."""
+    count = parameters(network)
     text = f"  {count:,} parameters"
     if part.name == TWIN:
         return text
-    twin_part = Part(part.kind, TWIN)
-    own, twin_options = zoo.resolve(part), zoo.resolve(twin_part)
-    shared = {key: own.get(key, default) for key, default in twin_options.items()}
-    twin = _parameters(zoo.build(part.kind, TWIN, shared, shape))
-    return f"{text}, {100 * (count - twin) / twin:+.2f} % of the twin {twin_part} ({twin:,})"
+    twin = parameters(build_twin(part.kind, zoo.resolve(part), shape))
+    return f"{text}, {100 * (count - twin) / twin:+.2f} % of the twin {part.kind}:{TWIN} ({twin:,})"
 
 
-def _parameters(network: nn.Module) -> int:
+def build_twin(kind: str, options: dict[str, Any], shape: Shape) -> nn.Module:
+    """The network without spikes, with those of a network's resolved options that both have."""
+    own = zoo.resolve(Part(kind, TWIN))
+    return zoo.build(kind, TWIN, {k: options.get(k, default) for k, default in own.items()}, shape)
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers a network learns."""
     return sum(p.numel() for p in network.parameters())

@@ -10,6 +10,7 @@
     └── JobError                 work that was begun and failed          (exit status 1)
         ├── PluginError          a plugin that is missing or cannot be imported
         ├── CheckpointError      a run or model folder that cannot be used
+        ├── HubError             the Hub refuses, or cannot be reached
         ├── TrainingError        a loss that is no longer finite
         └── ContractError        a component that breaks `spikezoo.testing`'s contract
 
@@ -64,6 +65,10 @@ class PluginError(JobError):
 
 class CheckpointError(JobError):
     """A run or model folder that cannot be used."""
+
+
+class HubError(JobError):
+    """The Hub refuses, or cannot be reached."""
 
 
 class TrainingError(JobError):

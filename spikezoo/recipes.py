@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,22 @@ def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> S
     if chosen.batch_size < 2:
         raise OptionError("batch_size is at least 2: batch norm needs more than one image")
     return chosen
+
+
+def arguments(training: dict[str, Any]) -> list[str]:
+    """The options of `spikezoo train` that say what a config's training differs in from its recipe.
+
+    Precision is always said, since its default is the processor's.
+    """
+    recipe = RECIPES.get(training["recipe"], {})
+    plain = {**asdict(Settings()), **recipe, "recipe": "default", "precision": None}
+    words: list[str] = []
+    for key, value in training.items():
+        if key in ("adam_beta1", "adam_beta2") or value == plain.get(key):
+            continue
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        words += [f"--{key.replace('_', '-')}", text]
+    return words
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from spikezoo import checkpoint, hub
+from spikezoo import checkpoint, model
 from spikezoo.errors import JobError
 
 
@@ -35,7 +35,7 @@ def open_run(out: Path, slug: str, config: dict[str, Any], resume: bool) -> Path
     }
     if resume:
         for _, path in sorted(taken.items(), reverse=True):
-            if (path / "config.json").exists() and _same_run(hub.read_config(path), config):
+            if (path / "config.json").exists() and _same_run(model.read_config(path), config):
                 return path
     number = max(taken, default=0) + 1
     path = out / (slug if number == 1 else f"{slug}-run{number}")

@@ -49,7 +49,6 @@ def latents(seeds: Sequence[int], latent_dim: int) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, latent_dim)
 
 
-@torch.no_grad()
 def sample(
     generator: nn.Module, seeds: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -58,13 +57,18 @@ def sample(
     Bit-equal whatever other seeds are asked for along with one.
     """
     latent_dim: int = generator.latent_dim  # type: ignore[assignment]  # part of the contract
-    images = []
-    for start in range(0, len(seeds), BATCH):
-        z = latents(seeds[start : start + BATCH], latent_dim).to(device)
-        padded = torch.cat([z, z.new_zeros(BATCH - len(z), latent_dim)])
-        images.append(data.quantize(generator(padded)[: len(z)]))
-    if not images:
+    return images_of(generator, latents(seeds, latent_dim), device)
+
+
+@torch.no_grad()
+def images_of(generator: nn.Module, z: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Images of latents z [N, latent_dim], uint8 [N, C, H, W] on `device`."""
+    if not len(z):
         return torch.empty(0, *generator.shape, dtype=torch.uint8)  # type: ignore[misc]
+    images = []
+    for rows in torch.split(z, BATCH):
+        padded = torch.cat([rows, rows.new_zeros(BATCH - len(rows), z.shape[1])])
+        images.append(data.quantize(generator(padded.to(device))[: len(rows)]))
     return torch.cat(images)
 
 

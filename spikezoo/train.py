@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from spikezoo import checkpoint, data, hub, losses, monitor, run_folder, sample, zoo
+from spikezoo import checkpoint, data, losses, model, monitor, run_folder, sample, zoo
 from spikezoo.catalog import registry
 from spikezoo.errors import OptionError, TrainingError
 from spikezoo.recipes import R1_EVERY, Settings
@@ -108,7 +108,7 @@ def _config(spec: Spec, chosen: Settings, pixels: Tensor, kimg: float) -> dict[s
     """What config.json holds: every option resolved, so that a changed default changes nothing."""
     generator, discriminator = zoo.resolve(spec.gen), zoo.resolve(spec.disc)
     return {
-        "format_version": hub.FORMAT_VERSION,
+        "format_version": model.FORMAT_VERSION,
         "name": str(spec),
         "spec": spec.to_json(),
         "shape": list(pixels.shape[1:]),
@@ -294,9 +294,9 @@ class _State:
         if found is None:
             return
         tensors, where = found.tensors, str(found.path)
-        hub.load_weights(self.generator, tensors, "generator.", where)
-        hub.load_weights(self.discriminator, tensors, "discriminator.", where)
-        hub.load_weights(self.ema, tensors, "ema.", where)
+        model.load_weights(self.generator, tensors, "generator.", where)
+        model.load_weights(self.discriminator, tensors, "discriminator.", where)
+        model.load_weights(self.ema, tensors, "ema.", where)
         _load_optimizer(self.optimizer_g, tensors, "optimizer_g.")
         _load_optimizer(self.optimizer_d, tensors, "optimizer_d.")
         place = found.state["place"]
