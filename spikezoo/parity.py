@@ -3,30 +3,33 @@
     spikezoo parity lif --backend snntorch
 
 Per case of a grid over options, T, dtype and kind of current: spikes, last state, and the gradients
-of a random weighting of both. Below come the libraries' own neurons as their defaults make them,
-against our nearest neuron: what differs between libraries, and why.
+of a random weighting of both. Below come the libraries' own neurons against our nearest one: what
+differs between libraries, and why.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
 import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from spikezoo import zoo
 from spikezoo.backends import backends_of, set_backend
 from spikezoo.catalog import registry
-from spikezoo.errors import OptionError, PluginError
+from spikezoo.errors import OptionError, SpikeZooError
 from spikezoo.neurons import Neuron
 
 log = logging.getLogger(__name__)
@@ -71,7 +74,7 @@ class Case:
 
 @dataclass(frozen=True)
 class LibraryDefault:
-    """A library's own neuron as its defaults make it, and our neuron nearest to it."""
+    """A library's own neuron, with its defaults but for some options, and our nearest to it."""
 
     neuron: str
     options: Options
@@ -93,7 +96,7 @@ LIBRARY_DEFAULTS = (
         "snntorch.leaky",
         {"beta": 0.5, "reset": "hard", "reset_delay": False},
         "lif",
-        {"beta": 0.5, "reset": "hard", "detach_reset": True},
+        {"beta": 0.5, "reset": "hard"},
         "",
     ),
     LibraryDefault(
@@ -124,40 +127,52 @@ class Row:
     spikes: float = 0.0  # largest share of spikes in a case that differ
     state: float = 0.0  # largest difference
     gradient: float = 0.0  # largest difference in float32, relative to the largest gradient
-    first_step: int | None = None  # where the first case that differs does so first
+    first_step: int | None = None  # where the first case that differs does so first, if in time
     first_case: str = ""
     why: str = ""
     library_default: bool = False
 
-    def add(self, found: dict[str, Tensor], wanted: dict[str, Tensor], case: Case) -> None:
-        """Takes one case into account."""
+    def add(
+        self,
+        found: dict[str, Tensor],
+        wanted: dict[str, Tensor],
+        case: Case,
+        why: Callable[[], str],
+    ) -> None:
+        """Takes one case into account; `why` says why spikes differ.
+
+        Raises:
+            ValueError: the results are not even alike in shape and dtype.
+        """
+        if _kinds(found) != _kinds(wanted):
+            raise ValueError(f"it gives {_kinds(found)}, not {_kinds(wanted)}")
         self.cases += 1
-        equal, close = True, True
         for what, right in wanted.items():
-            left = found[what]
-            equal &= torch.equal(left, right)
-            gap = _largest(left.double() - right.double())
-            size = max(1.0, _largest(right.double()))
+            gap = (found[what].double() - right.double()).abs()
+            largest, size = _largest(gap), max(1.0, _largest(right.double()))
             if what == "spikes":
-                wrong = left != right
-                close &= not wrong.any()
-                self.spikes = max(self.spikes, wrong.double().mean().item())
-                if wrong.any() and self.first_step is None:
-                    self.first_step = int(wrong.flatten(1).any(1).nonzero()[0])
-                    self.first_case = str(case)
+                self.spikes = max(self.spikes, (gap != 0).double().mean().item())
+                limit = 0.0
             elif what.startswith("state"):
-                self.state = max(self.state, gap)
-                close &= gap <= STATE_TOLERANCE * size
-            elif left.dtype == torch.bfloat16:
-                close &= gap <= BFLOAT16_TOLERANCE * size
+                self.state = max(self.state, largest)
+                limit = STATE_TOLERANCE * size
+            elif right.dtype == torch.bfloat16:
+                limit = BFLOAT16_TOLERANCE * size
             else:
-                self.gradient = max(self.gradient, gap / size)
-                close &= gap <= GRADIENT_TOLERANCE * size
-        if not close:
-            self.verdict = DIFFERS
-            self.first_case = self.first_case or str(case)
-        elif not equal and self.verdict == BIT_EQUAL:
-            self.verdict = CLOSE
+                self.gradient = max(self.gradient, largest / size)
+                limit = GRADIENT_TOLERANCE * size
+            wrong = ~(gap <= limit)  # NaN is wrong
+            if wrong.any() and self.verdict != DIFFERS:
+                self.differ(case, why() if what == "spikes" else what)
+                if what in ("spikes", "gradient of current"):
+                    self.first_step = int(wrong.flatten(1).any(1).nonzero()[0])
+            elif self.verdict == BIT_EQUAL and not torch.equal(found[what], right):
+                self.verdict = CLOSE
+
+    def differ(self, case: Case, why: str) -> None:
+        """Notes where and why it differs, if it did not before."""
+        if self.verdict != DIFFERS:
+            self.verdict, self.first_case, self.why = DIFFERS, str(case), why
 
 
 def parity(
@@ -173,30 +188,33 @@ def parity(
     Raises:
         UnknownNameError: no such neuron or backend.
         PluginError: a neuron asked for by name cannot be loaded; else it is left out.
-        OptionError: none of the backends has any of the neurons.
+        OptionError: `reference` or the chosen backends lack a neuron asked for by name.
     """
     for name in backends:
         registry("backends").entry(name)
-    work: list[tuple[str, list[str], Case]] = []
-    for name in neurons or registry("neurons").names():
-        try:
-            found = set(backends_of(registry("neurons").get(name)()))
-        except PluginError as error:
-            if neurons:
-                raise
-            log.warning("left out: %s", error)
-            continue
-        chosen = sorted(found & set(backends) if backends else found - {"reference"})
-        if chosen and "reference" in found:
-            work += [(name, chosen, case) for case in cases(name)]
     defaults = [d for d in LIBRARY_DEFAULTS if not neurons or {d.neuron, d.ours} & set(neurons)]
     if backends:
         defaults = [d for d in defaults if d.neuron.partition(".")[0] in backends]
+    asked = " or ".join(backends) or "another backend"
+    work: list[tuple[str, list[str], Case]] = []
+    for name in neurons or registry("neurons").names():
+        try:
+            found = backends_of(zoo.neuron(name))
+            chosen = [b for b in found if (b in backends if backends else b != "reference")]
+            grid = list(cases(name)) if chosen and "reference" in found else []
+        except Exception as error:  # a plugin's fault, which is to hide no other neuron
+            if neurons:
+                raise
+            log.warning("neuron '%s' is left out: %s", name, _told(error))
+            continue
+        if neurons and not grid and name not in {d.neuron for d in defaults}:
+            raise OptionError(
+                f"nothing to compare: '{name}' runs on {', '.join(found)}; parity needs reference "
+                f"and {asked}"
+            )
+        work += [(name, chosen, case) for case in grid]
     if not work and not defaults:
-        raise OptionError(
-            f"none of the backends {', '.join(backends) or 'but reference'} has any of the neurons "
-            f"{', '.join(neurons)}"
-        )
+        raise OptionError(f"nothing to compare: no neuron runs on reference and {asked}")
     rows: dict[tuple[str, str], Row] = {}
     with tqdm(total=len(work), desc="parity", disable=None if progress else True) as bar:
         for name, chosen, case in work:
@@ -215,37 +233,54 @@ def cases(name: str) -> Iterator[Case]:
     for values in itertools.product(*grid.values(), (False, True)):
         *chosen, ties = values
         options = dict(zip(grid, chosen, strict=True))
-        try:
-            registry("neurons").get(name)(**options)
-        except OptionError:  # a learned beta never starts at 0 or 1
+        if not _possible(name, options):  # a learned beta never starts at 0 or 1
             continue
         for surrogate in surrogates:
-            yield Case({**options, "surrogate": surrogate}, ties=ties)
+            if _possible(name, {"surrogate": surrogate}):  # a broken plugin's is not
+                yield Case({**options, "surrogate": surrogate}, ties=ties)
         for T, dtype in itertools.product((1, 4, 16), (torch.float32, torch.bfloat16)):
             yield Case(options, T, dtype, ties)
 
 
+def _possible(name: str, options: Options) -> bool:
+    try:
+        zoo.neuron(name, **options)
+    except SpikeZooError:
+        return False
+    return True
+
+
 def _compare_backends(name: str, rows: list[Row], case: Case) -> None:
-    reference = _neuron(name, case.options, "reference")
-    current = case.current(reference.threshold)
-    wanted = _results(reference, current)
-    for row in rows:
-        layer = deepcopy(reference)
-        try:
-            set_backend(layer, row.backend)
-            found = _results(layer, current)
-        except Exception as error:  # noqa: BLE001  # a plugin's fault is its row's, not the table's
-            row.verdict, row.first_case = DIFFERS, str(case)
-            row.why = f"{type(error).__name__}: {error}"
-            continue
-        new = row.first_step is None
-        row.add(found, wanted, case)
-        if new and row.first_step is not None and not row.why:
-            row.why = _why(reference, current, found["spikes"], wanted["spikes"])
+    with _blamed(rows, case):
+        reference = _neuron(name, case.options, "reference")
+        current = case.current(reference.threshold)
+        wanted = _results(reference, current)
+        for row in rows:
+            with _blamed([row], case):
+                layer = deepcopy(reference)
+                set_backend(layer, row.backend)
+                found = _results(layer, current)
+                why = partial(_why, reference, current, found["spikes"], wanted["spikes"])
+                row.add(found, wanted, case, why)
+
+
+@contextlib.contextmanager
+def _blamed(rows: list[Row], case: Case) -> Iterator[None]:
+    """A plugin's fault is its rows', not the table's."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # whatever it raises
+        for row in rows:
+            row.differ(case, _told(error))
+
+
+def _told(error: Exception) -> str:
+    """An error on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _compare_default(default: LibraryDefault) -> Row:
-    theirs = _neuron(default.neuron, default.options, None)
+    theirs = _neuron(default.neuron, default.options)
     ours = _neuron(default.ours, default.ours_options, "reference")
     options = [f"{key}={value}" for key, value in default.options.items()]
     row = Row(" ".join([default.neuron, *options]), theirs.backend, library_default=True)
@@ -253,18 +288,14 @@ def _compare_default(default: LibraryDefault) -> Row:
         case = Case(default.ours_options, T=16, ties=ties)
         current = case.current(ours.threshold)
         found, wanted = _results(theirs, current), _results(ours, current)
-        new = row.first_step is None
-        row.add(found, wanted, case)
-        if new and row.first_step is not None:
-            row.why = default.why or _why(ours, current, found["spikes"], wanted["spikes"])
+        why = partial(_why, ours, current, found["spikes"], wanted["spikes"])
+        row.add(found, wanted, case, (lambda: default.why) if default.why else why)
     return row
 
 
-def _neuron(name: str, options: Options, backend: str | None) -> Neuron:
-    layer: Neuron = registry("neurons").get(name)(**options)
-    layer.train(not layer.is_stochastic)  # draws of two runs cannot be compared
-    set_backend(layer, backend)
-    return layer
+def _neuron(name: str, options: Options, backend: str = "native") -> Neuron:
+    layer = zoo.neuron(name, backend=backend, **options)
+    return layer.train(not layer.is_stochastic)  # draws of two runs cannot be compared
 
 
 def _results(layer: Neuron, current: Tensor) -> dict[str, Tensor]:
@@ -288,10 +319,15 @@ def _why(reference: Neuron, current: Tensor, found: Tensor, wanted: Tensor) -> s
     t, n = (found != wanted).nonzero()[0].tolist()
     near = []
     for sign in (-1, 1):
-        nudged = current.clone()
+        nudged = current.double()  # a hair is less than bfloat16 can tell
         nudged[t, n] += sign * 1e-5 * reference.threshold
         near.append(reference(nudged)[t, n].item())
     return "tie rule: h = threshold" if near[0] != near[1] else ""
+
+
+def _kinds(results: dict[str, Tensor]) -> str:
+    """What there is, of which dtype and shape."""
+    return ", ".join(f"{what} {x.dtype} {list(x.shape)}" for what, x in results.items())
 
 
 def _largest(x: Tensor) -> float:
@@ -339,7 +375,7 @@ def as_text(rows: Sequence[Row]) -> str:
 def as_markdown(rows: Sequence[Row]) -> str:
     """The page `docs/parity.md`."""
     lines = [HEAD, ("---",) * len(HEAD), *map(_cells, rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
     measured = ", ".join(f"{package} {version}" for package, version in versions().items())
     return f"""# Parity of backends
 
@@ -355,7 +391,8 @@ difference in float32, relative to the largest gradient.
 - **{CLOSE}**: every spike is equal; the state within {STATE_TOLERANCE:g}, gradients within
   {GRADIENT_TOLERANCE:g} (in bfloat16 {BFLOAT16_TOLERANCE:g}).
 - **{DIFFERS}**: anything else. The rows marked *library default* are no backends, but the
-  libraries' own neurons as their defaults make them, against our `lif`: these are other neurons.
+  libraries' own neurons, with their defaults but for the options named, against our `lif`: these
+  are other neurons.
 
 Neurons other than `lif`, `if` and `plif` are run by `native` as by `reference` where a current is
 as small as here; large ones it compiles.

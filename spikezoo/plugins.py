@@ -49,5 +49,5 @@ def _fault(kind: str, name: str) -> str | None:
             return str(conflict)
         registry(kind).get(name)
     except SpikeZooError as error:
-        return str(error)
+        return " ".join(str(error).split())  # the messages of others may have many lines
     return None

@@ -12,6 +12,8 @@ from spikezoo.errors import DuplicateNameError, OptionError
 
 # What is a name here, a module, and a distribution once '_' is '-'.
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+# The classes that the module below imports.
+_IMPORTED = ("Neuron", "OptionError", "State", "Tensor")
 
 
 def new_plugin(name: str, where: Path = Path()) -> Path:
@@ -32,8 +34,10 @@ def new_plugin(name: str, where: Path = Path()) -> Path:
             f"'{name}' names no neuron: lower-case letters, digits and single '_', "
             "a letter first, like 'my_neuron'"
         )
-    if hasattr(builtins, names["class"]) or names["class"] in ("Neuron", "State", "Tensor"):
+    if hasattr(builtins, names["class"]) or names["class"] in _IMPORTED:
         raise OptionError(f"a class {names['class']} would hide another; choose a longer name")
+    if names["class"].startswith("Test"):
+        raise OptionError(f"pytest would take a class {names['class']} for tests; rename it")
     distribution = f"spikezoo-{neuron.replace('_', '-')}"
     neurons = registry("neurons")
     if distribution == "spikezoo-gan":

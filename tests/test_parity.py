@@ -19,6 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 import spikezoo
@@ -106,31 +107,64 @@ class FiresLate:
 
 class Fails(FiresLate):
     def run(self, neuron: Neuron, current: Tensor, state: State | None) -> tuple[Tensor, State]:
-        raise ZeroDivisionError("by design")
+        raise ZeroDivisionError("by\ndesign")
+
+
+class Forgets(FiresLate):
+    """Has no gradient from the third step on."""
+
+    def run(self, neuron: Neuron, current: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return REFERENCE.run(neuron, torch.cat([current[:2], current[2:].detach()]), state)
+
+
+class Widens(FiresLate):
+    """Gives float32 spikes for a bfloat16 current."""
+
+    def run(self, neuron: Neuron, current: Tensor, state: State | None) -> tuple[Tensor, State]:
+        spikes, last = REFERENCE.run(neuron, current, state)
+        return spikes.float(), last
+
+
+class Cuts(FiresLate):
+    """Gives the spikes of all neurons but one."""
+
+    def run(self, neuron: Neuron, current: Tensor, state: State | None) -> tuple[Tensor, State]:
+        spikes, last = REFERENCE.run(neuron, current, state)
+        return spikes[:, 1:], last
+
+
+BROKEN = {
+    "late": (FiresLate, r"step 0; tie rule: h = threshold; beta="),
+    "fails": (Fails, r"ZeroDivisionError: by design; beta="),
+    "forgets": (Forgets, r"step 2; gradient of current; beta="),
+    "widens": (Widens, r"ValueError: it gives spikes torch.float32 .*T=1 bfloat16"),
+    "cuts": (Cuts, r"ValueError: it gives spikes torch.float32 \[8, 255\]"),
+}
 
 
 @pytest.fixture
 def _broken_backends() -> Iterator[None]:
-    registry("backends").register("late")(FiresLate())
-    registry("backends").register("fails")(Fails())
+    for name, (backend, _) in BROKEN.items():
+        registry("backends").register(name)(backend())
     yield
-    registry("backends").unregister("late")
-    registry("backends").unregister("fails")
+    for name in BROKEN:
+        registry("backends").unregister(name)
 
 
 @pytest.mark.usefixtures("_small_grid", "_broken_backends")
 def test_command_says_where_and_why_a_backend_differs(tmp_path: Path) -> None:
     rows, page = tmp_path / "rows.json", tmp_path / "page.md"
-    chosen = ["--backend", "late", "--backend", "fails", "--backend", "spikingjelly_exact"]
+    chosen = [f"--backend={name}" for name in (*BROKEN, "spikingjelly_exact")]
     written = ["--json", str(rows), "--markdown", str(page)]
     result = CliRunner().invoke(main, ["parity", "lif", *chosen, *written])
     assert result.exit_code == 1
-    assert re.search(r"lif +late +differs .* step 0; tie rule: h = threshold; beta=", result.output)
-    assert re.search(r"lif +fails +differs .* ZeroDivisionError: by design", result.output)
+    for name, (_, why) in BROKEN.items():
+        assert re.search(rf"lif +{name} +differs .* {why}", result.output)
     assert re.search(r"lif +spikingjelly_exact +bit-equal", result.output)
     table = json.loads(rows.read_text())
     assert table["versions"]["snntorch"] == snntorch.__version__
-    assert [row["verdict"] for row in table["rows"]] == ["differs", "differs", "bit-equal"]
+    verdicts = {row["backend"]: row["verdict"] for row in table["rows"]}
+    assert verdicts == dict.fromkeys(BROKEN, "differs") | {"spikingjelly_exact": "bit-equal"}
     assert "| lif | spikingjelly_exact | bit-equal |" in page.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.md", "rows.json"]
 
@@ -147,8 +181,39 @@ def test_parity_of_nothing_says_so() -> None:
         parity.parity(["lief"])
     with pytest.raises(UnknownNameError, match="no backend 'snntorc'; did you mean 'snntorch'"):
         parity.parity(["lif"], ["snntorc"])
-    with pytest.raises(OptionError, match=r"none of the backends snntorch has .* neurons ttfs"):
-        parity.parity(["ttfs"], ["snntorch"])
+    with pytest.raises(OptionError, match=r"'ttfs' runs on native, reference; .* and snntorch$"):
+        parity.parity(["lif", "ttfs"], ["snntorch"])
+    with pytest.raises(OptionError, match=r"'spikingjelly.klif' runs on spikingjelly; .* another"):
+        parity.parity(["spikingjelly.klif"])
+
+
+class NoStep(Neuron):
+    """A neuron that was never finished."""
+
+
+class Explodes(Neuron):
+    def __init__(self) -> None:
+        raise KeyError("by design")
+
+
+@pytest.fixture
+def _broken_neurons() -> Iterator[None]:
+    registry("neurons").register("nostep")(NoStep)
+    registry("neurons").register("explodes")(Explodes)
+    yield
+    registry("neurons").unregister("nostep")
+    registry("neurons").unregister("explodes")
+
+
+@pytest.mark.usefixtures("_broken_neurons")
+def test_broken_neuron_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parity, "GRID", {})
+    rows = {row.neuron: row for row in parity.parity(backends=["native"])}
+    assert {name for name, row in rows.items() if row.verdict != "differs"} == set(BUILTIN) - {*OWN}
+    assert rows["nostep"].why.startswith("NotImplementedError")
+    assert "neuron 'explodes' is left out: KeyError: 'by design'" in caplog.text
 
 
 # --- who has what ---------------------------------------------------------------------------
@@ -184,19 +249,17 @@ def test_backend_without_the_neuron_says_which_have_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "backend"),
-    [
-        ("lif", "snntorch", "snntorch"),
-        ("snntorch.leaky", "snntorch", "snntorch"),
-        ("lif", "spikingjelly.activation_based.functional", "spikingjelly"),
-    ],
+    ("name", "library"),
+    [("lif", "snntorch"), ("snntorch.leaky", "snntorch"), ("lif", "spikingjelly")],
 )
 def test_missing_library_names_the_command(
-    name: str, module: str, backend: str, monkeypatch: pytest.MonkeyPatch
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = spikezoo.neuron(name, backend=backend)
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(OptionError, match=f"pip install {backend}"):
+    layer = spikezoo.neuron(name, backend=library)
+    for module in list(sys.modules):
+        if module.partition(".")[0] == library:
+            monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(OptionError, match=f"pip install {library}"):
         layer(random_current(2, 3))
 
 
@@ -231,9 +294,13 @@ def test_fused_spikes_that_no_rounding_decides_are_the_librarys(
 @pytest.mark.parametrize("surrogate", names("surrogates"))
 def test_gradients_are_finite_for_every_current(backend: str, surrogate: str) -> None:
     neuron = spikezoo.neuron("lif", backend=backend, surrogate=surrogate, alpha=25.0, reset="hard")
-    x = torch.tensor([[-1e4, -88.0, -5.0, 0.0, 1.0, 5.0, 88.0, 1e4]]).repeat(3, 1).requires_grad_()
-    (g,) = torch.autograd.grad(neuron(x).sum(), x)
-    assert g.isfinite().all()
+    sizes = torch.tensor([0.0, 1.0, 5.0, 88.0, 1e4, 1e19, 1e30])
+    x = torch.cat([-sizes, sizes]).repeat(2, 1).requires_grad_()
+    spikes = neuron(x)
+    weights = torch.ones_like(x, requires_grad=True)
+    (first,) = torch.autograd.grad(spikes, x, weights, create_graph=True)
+    second = torch.autograd.grad(first.sum(), [x, weights], allow_unused=True)
+    assert all(g is None or g.isfinite().all() for g in (first, *second))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -241,17 +308,63 @@ def test_empty_current_gives_no_spikes(backend: str) -> None:
     assert spikezoo.neuron("lif", backend=backend)(torch.zeros(3, 0, 2)).shape == (3, 0, 2)
 
 
-@pytest.mark.parametrize("name", ["lif", "snntorch.rsynaptic"])
-def test_snntorch_keeps_no_layer(name: str) -> None:
-    """Its list of all layers ever built would grow with every call, and hold every graph."""
+@pytest.mark.parametrize("name", ["lif", "cuba", *(n for n in OWN if "snntorch" in n)])
+def test_snntorch_keeps_no_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list of all layers ever built would keep them; a cycle would, for a while."""
     before = list(snntorch.SpikingNeuron.instances)
-    x = random_current(4, 3).requires_grad_()
-    spikes = spikezoo.neuron(name, backend="snntorch")(x * 1.0)
+    built: list[weakref.ref[nn.Module]] = []
+    init = snntorch.SpikingNeuron.__init__
+
+    def record(self: nn.Module, *arguments: Any, **options: Any) -> None:
+        built.append(weakref.ref(self))
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(snntorch.SpikingNeuron, "__init__", record)
+    gc.disable()  # nothing is left to collect
+    try:
+        spikezoo.neuron(name, backend="snntorch")(random_current(4, 3).requires_grad_())
+        assert built
+        assert not any(layer() for layer in built)
+    finally:
+        gc.enable()
     assert snntorch.SpikingNeuron.instances == before
-    graph = weakref.ref(spikes)
-    del spikes
-    gc.collect()
-    assert graph() is None
+
+
+# PLIF, and the fused functions, ask for numbers, of which a fake tensor has none.
+ON_DEVICE = [(n, b) for n in BUILTIN for b in BACKENDS_OF[n]]
+ON_DEVICE = [pair for pair in ON_DEVICE if pair[1] != "spikingjelly" or pair[0] in OWN]
+ON_DEVICE.remove(("plif", "native"))
+
+
+@pytest.mark.parametrize(("name", "backend"), ON_DEVICE)
+def test_nothing_is_made_on_another_device(name: str, backend: str) -> None:
+    """Fake tensors on a GPU, which need none: operations that mix devices fail, values are none."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        neuron = spikezoo.neuron(name, backend=backend)
+        for key, p in list(neuron.named_parameters()):
+            owner, _, attribute = key.rpartition(".")
+            fake = nn.Parameter(torch.empty(p.shape, device="cuda"))
+            setattr(neuron.get_submodule(owner), attribute, fake)
+        current = torch.empty(4, 3, 5, device="cuda", dtype=torch.bfloat16)
+        spikes, state = neuron.run(current)
+    assert spikes.device.type == "cuda"
+    assert spikes.dtype == torch.bfloat16
+    assert {(s.device.type, s.dtype) for s in state} == {("cuda", torch.float32)}
+
+
+@pytest.mark.parametrize("name", [n for n in BUILTIN if n != "izhikevich"])
+def test_state_is_as_precise_under_autocast(name: str) -> None:
+    neuron, linear = spikezoo.neuron(name), nn.Linear(8, 50)
+    x = 3 * random_current(6, 3, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        current = linear(x)
+        spikes, state = neuron.run(current)
+    assert current.dtype == spikes.dtype == torch.bfloat16
+    wanted, wanted_state = neuron.run(current.float())
+    assert torch.equal(spikes.float(), wanted)
+    for found, right in zip(state, wanted_state, strict=True):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, right)
 
 
 # --- the libraries' own neurons -------------------------------------------------------------
@@ -303,8 +416,13 @@ def test_own_neuron_with_its_defaults_is_the_librarys(name: str) -> None:
         ("snntorch.lapicque", {"beta": 1.0}, "beta is between 0 and 1, given 1"),
         ("snntorch.alpha", {"beta": 0.95}, "alpha is above beta, given alpha=0.95 and beta=0.95"),
         ("snntorch.synaptic", {"threshold": 0.0}, "threshold is above 0, given 0"),
-        ("spikingjelly.lif", {"tau": 1.0}, r"LIFNode refuses one of tau=1.0, decay_input=True"),
-        ("spikingjelly.qif", {"v_rest": -0.5}, "QIFNode refuses one of .*v_rest=-0.5"),
+        (
+            "spikingjelly.lif",
+            {"tau": 1.0},
+            r"LIFNode refuses one of tau=1.0, decay_input=True, .*: tau is above 1, ",
+        ),
+        ("spikingjelly.qif", {"v_rest": -0.5}, "QIFNode refuses one of .*v_rest=-0.5.*not below"),
+        ("spikingjelly.izhikevich", {"tau_w": 0.0}, "tau_w is above 0, given 0"),
         ("spikingjelly.klif", {"reset": "none"}, "reset is 'soft' or 'hard', given 'none'"),
     ],
 )
@@ -337,6 +455,36 @@ def test_own_neuron_learns(name: str, options: dict[str, Any], learned: list[str
     assert not torch.equal(copy(x), neuron(x))
     copy.load_state_dict(neuron.state_dict())
     assert torch.equal(copy(x), neuron(x))
+
+
+@pytest.mark.parametrize("name", [n for n in OWN if "snntorch" in n])
+def test_hard_reset_of_snntorch_is_late_and_loses_the_current(name: str) -> None:
+    neuron = spikezoo.neuron(name, reset="hard")
+    x = random_current(6, 500)
+    _, before = neuron.run(x[:5])
+    _, after = neuron.run(x[5:], before)
+    fired = before[-1] > 1
+    assert fired.any()
+    wanted = x[5] if name == "snntorch.leaky" else torch.zeros(500)
+    assert torch.equal(after[-1][fired], wanted[fired])
+
+
+def test_reset_of_snntorch_without_delay_is_in_the_gradient() -> None:
+    def results(name: str, **options: Any) -> list[Tensor]:
+        x = random_current(12, 300).requires_grad_()
+        spikes = spikezoo.neuron(name, beta=0.5, reset="hard", **options)(x)
+        return [spikes, *torch.autograd.grad((spikes * random_current(12, 300, seed=1)).sum(), x)]
+
+    found, wanted = results("snntorch.leaky", reset_delay=False), results("lif")
+    assert torch.equal(found[0], wanted[0])
+    assert_close(found[1], wanted[1])
+
+
+def test_reset_of_snntorch_without_delay_asks_twice_the_threshold_above_it() -> None:
+    x = torch.tensor([[1.2, 1.3]])  # h = 0.5 * 1.5 + x
+    fires = spikezoo.neuron("snntorch.leaky", beta=0.5, reset_delay=False)
+    assert fires.run(x, (torch.tensor(1.5),))[0].tolist() == [[0, 1]]
+    assert fires.run(x, (torch.tensor(0.9),))[0].tolist() == [[1, 1]]
 
 
 # --- networks -------------------------------------------------------------------------------
@@ -393,17 +541,21 @@ def test_network_lives_through_a_training(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_network_computes_in_several_threads(backend: str) -> None:
-    network = generator("snn_full", backend, neuron="plif").eval()
-    zs = [torch.randn(2 + i, network.latent_dim) for i in range(4)]
+    """Two networks at once, each in two threads."""
+    networks = [
+        generator("snn_full", backend, neuron="plif").eval(),
+        generator("snn_middle", backend, neuron="cuba").eval(),
+    ]
 
-    def work(z: Tensor) -> list[Tensor]:
-        images = network(z)
+    def work(i: int) -> list[Tensor]:
+        network = networks[i % 2]
+        images = network(random_current(2 + i, 100, seed=i))
         inputs = list(network.parameters())
         return [images, *torch.autograd.grad(images.square().sum(), inputs)]
 
-    alone = [work(z) for z in zs]
+    alone = [work(i) for i in range(8)]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(work, zs))
+        together = list(pool.map(work, range(8)))
     for found, wanted in zip(itertools.chain(*together), itertools.chain(*alone), strict=True):
         assert torch.equal(found, wanted)
 

@@ -179,13 +179,13 @@ def test_a_strangers_config_puts_nothing_but_names_into_a_command(
     plugins: object, tmp_path: Path
 ) -> None:
     import spikezoo
-    from spikezoo import hub
+    from spikezoo import model
     from spikezoo.errors import UnknownNameError
     from spikezoo.zoo import resolve
 
     spec = spikezoo.Spec.parse("gen:snn_middle+disc:ann")
     config = {
-        "format_version": hub.FORMAT_VERSION,
+        "format_version": model.FORMAT_VERSION,
         "spec": spec.to_json(),
         "shape": [1, 16, 16],
         "generator": {"name": "snn_middle", "options": resolve(spec.gen) | {"neuron": "gone"}},
@@ -213,8 +213,9 @@ def test_broken_and_conflicting_plugins_are_reported_and_hurt_nobody(
     environment.install(
         "zoo-bad",
         "[spikezoo.neurons]\nbad = zoo_bad:Bad\nlif = zoo_bad:Lif\n"
-        "[spikezoo.backends]\nbad = zoo_bad:BAD\n[spikezoo.datasets]\nbad = zoo_bad:BAD\n",
-        "raise OSError('no licence server')",
+        "[spikezoo.backends]\nbad = zoo_bad:BAD\n[spikezoo.datasets]\nbad = zoo_bad:BAD\n"
+        "[spikezoo.surrogates]\nbad = zoo_bad:bad\n",
+        "raise OSError('no licence\\nserver')",
     )
     environment.install("zoo-rival", "[spikezoo.neurons]\nx = zoo_rival:A\n", "A = object()")
     environment.install(
@@ -231,7 +232,7 @@ def test_broken_and_conflicting_plugins_are_reported_and_hurt_nobody(
         "typo 1.0",
     ]
     bad, counter, rival, typo = blocks
-    assert bad.count("OSError: no licence server") == 3
+    assert bad.count("OSError: no licence server") == 4
     assert "neuron 'lif' is claimed by spikezoo-gan (spikezoo.neurons.lif:LIF) and zoo-bad" in bad
     assert counter.splitlines()[1].split() == ["neurons:counter", "loads"]
     for block in (rival, typo):
@@ -243,13 +244,18 @@ def test_broken_and_conflicting_plugins_are_reported_and_hurt_nobody(
         assert "bad" in environment.spikezoo("list", kind)
     out = environment.out(
         "import spikezoo\n"
+        "from spikezoo import parity\n"
         "from spikezoo.backends import backends_of\n"
-        "out = [backends_of(spikezoo.neuron('lif')), str(spikezoo.create('gen:ann+disc:ann').spec)]"
+        "parity.GRID = {}\n"
+        "rows = parity.parity(backends=['snntorch'])\n"
+        "out = [backends_of(spikezoo.neuron('lif')),\n"
+        "    str(spikezoo.create('gen:ann+disc:ann').spec),\n"
+        "    [row.neuron for row in rows if not row.library_default], parity.differs(rows)]"
     )
     assert isinstance(out, list)
     assert {"reference", "native"} <= set(out[0])
     assert not {"bad", "odd"} & set(out[0])
-    assert out[1] == "gen:ann+disc:ann@digits"
+    assert out[1:] == ["gen:ann+disc:ann@digits", ["cuba", "if", "lif", "plif"], False]
 
 
 # --- which distributions a spec needs -------------------------------------------------------

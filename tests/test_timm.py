@@ -38,6 +38,10 @@ def test_a_backbone_is_a_discriminator_that_resizes_only_where_it_must(
     check_discriminator(network, (1, side, side))
 
 
+def test_a_backbone_may_refuse_small_images_by_an_assertion() -> None:
+    assert TimmDiscriminator((1, 32, 32), model="halonet26t").side == 256
+
+
 def test_pixels_are_normalised_as_the_backbone_was_trained() -> None:
     network = TimmDiscriminator((3, 16, 16), model="test_resnet")
     mean, std = (network.backbone.pretrained_cfg[key] for key in ("mean", "std"))

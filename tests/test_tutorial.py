@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from spikezoo import testing
 from spikezoo.catalog import REGISTRIES
 from spikezoo.cli import main
-from spikezoo.errors import DuplicateNameError, OptionError
+from spikezoo.errors import ContractError, DuplicateNameError, OptionError
 from spikezoo.scaffold import new_plugin
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +84,22 @@ def test_page_ends_in_the_package_of_the_repository() -> None:
     assert modules[module.name] == module.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("code", "broken", "message"),
+    [
+        (" < p if self.training else h >= self.threshold", " < p", "first at time step"),
+        (" + (p - p.detach())", "", "no gradient flows"),
+    ],
+)
+def test_what_the_page_tells_to_break_fails(code: str, broken: str, message: str) -> None:
+    (module,) = (text for _, file, text in BLOCKS if file == "spikezoo_stochastic.py")
+    assert code in module
+    scope = {"__name__": "spikezoo_stochastic"}
+    exec(module.replace(code, broken), scope)  # noqa: S102  # the page's own code
+    with pytest.raises(ContractError, match=message):
+        testing.check_neuron(scope["Stochastic"])
+
+
 def test_page_names_every_check() -> None:
     checks = {name for name in vars(testing) if name.startswith("check_")}
     assert checks == set(re.findall(r"^\| `(check_\w+)\(", PAGE, re.MULTILINE))
@@ -134,6 +150,8 @@ def test_new_packages_pass_their_own_tests(tmp_path: Path) -> None:
         ("spikezoo-", OptionError, "names no neuron"),
         ("none", OptionError, "a class None would hide another"),
         ("tensor", OptionError, "a class Tensor would hide another"),
+        ("option_error", OptionError, "a class OptionError would hide another"),
+        ("test_pulse", OptionError, "pytest would take a class TestPulse for tests"),
         ("lif", DuplicateNameError, "spikezoo-gan has a neuron 'lif' already"),
         ("gan", DuplicateNameError, "'spikezoo-gan' is SpikeZoo itself"),
     ],

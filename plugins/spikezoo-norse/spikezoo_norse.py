@@ -57,8 +57,7 @@ NORSE = Norse()
 def _step(neuron: LIF | IF | PLIF, like: Tensor) -> Step:
     """The neuron's step by norse, for states of the dtype and device of `like`."""
     beta = 1.0 if isinstance(neuron, IF) else neuron.beta
-    threshold = like.new_tensor(neuron.threshold)
-    below = torch.nextafter(threshold, threshold.new_tensor(-math.inf))
+    below = torch.nextafter(like.new_full((), neuron.threshold), like.new_full((), -math.inf))
     rest = norse.LIFBoxFeedForwardState(v=like.new_zeros(()))
 
     def step(current: Tensor, state: State) -> tuple[Tensor, State]:
@@ -121,7 +120,7 @@ class LIFBox(NorseNeuron):
     def step(self, current: Tensor, state: State) -> tuple[Tensor, State]:
         like = state[0]
         parameters = norse.LIFBoxParameters(
-            tau_mem_inv=like.new_tensor(self.tau_mem_inv), v_th=like.new_tensor(self.v_th)
+            tau_mem_inv=like.new_full((), self.tau_mem_inv), v_th=like.new_full((), self.v_th)
         )
         before = norse.LIFBoxFeedForwardState(*state)
         spikes, after = norse.lif_box_feed_forward_step(current, before, parameters, dt=self.dt)
@@ -158,10 +157,10 @@ class LIFAdEx(NorseNeuron):
     def step(self, current: Tensor, state: State) -> tuple[Tensor, State]:
         like = state[0]
         parameters = norse.LIFAdExParameters(
-            adaptation_current=like.new_tensor(self.adaptation_current),
-            adaptation_spike=like.new_tensor(self.adaptation_spike),
-            tau_mem_inv=like.new_tensor(self.tau_mem_inv),
-            v_th=like.new_tensor(self.v_th),
+            adaptation_current=like.new_full((), self.adaptation_current),
+            adaptation_spike=like.new_full((), self.adaptation_spike),
+            tau_mem_inv=like.new_full((), self.tau_mem_inv),
+            v_th=like.new_full((), self.v_th),
         )
         before = norse.LIFAdExFeedForwardState(*state)
         spikes, after = norse.lif_adex_feed_forward_step(current, before, parameters, dt=self.dt)

@@ -123,6 +123,7 @@ class SGADGenerator(nn.Module):
 
     def _potential(self, current: Tensor) -> Tensor:
         """v[t] = beta v[t-1] + (1 - beta) x[t]: a mean of the past, whatever T is."""
+        current = current.to(torch.promote_types(current.dtype, torch.float32))  # under autocast
         v, potentials = torch.zeros_like(current[0]), []
         for x in current:
             v = torch.lerp(x, v, self.output_beta)

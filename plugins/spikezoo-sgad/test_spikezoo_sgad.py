@@ -56,6 +56,16 @@ def test_the_readout_can_single_out_a_time_step() -> None:
     torch.testing.assert_close(readout(x), x[1])
 
 
+def test_the_potential_stays_float32_under_autocast() -> None:
+    spec = "gen:sgad,width=8+disc:ann"
+    generator = spikezoo.create(spec, shape=(1, 16, 16)).generator
+    seen: list[torch.dtype] = []
+    generator.readout.register_forward_pre_hook(lambda _, v: seen.append(v[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        generator(torch.randn(2, generator.latent_dim))
+    assert seen == [torch.float32]
+
+
 def test_the_score_of_the_critic_is_bounded() -> None:
     torch.manual_seed(0)
     critic = spikezoo.create("gen:ann+disc:sgad,width=8", shape=(1, 16, 16)).discriminator

@@ -6,7 +6,6 @@ and return h. They fire where h > threshold, so their surrogates are told of h =
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from spikezoo.neurons.cuba import CUBA
 from spikezoo.neurons.if_ import IF
 from spikezoo.neurons.lif import LIF
 from spikezoo.neurons.plif import PLIF
-from spikezoo.neurons.snntorch import SnnTorchNeuron, build
+from spikezoo.neurons.snntorch import SnnTorchNeuron, build, library
 from spikezoo.neurons.threshold import ThresholdNeuron
 
 # A subclass may have another step, so the type is compared exactly.
@@ -74,7 +73,7 @@ def _step(neuron: Any, dtype: torch.dtype) -> Step:
 
 def _fire(neuron: ThresholdNeuron) -> Callable[[Tensor], Tensor]:
     """u = h - threshold -> spikes, on >= and with the neuron's surrogate."""
-    theirs = importlib.import_module("snntorch.surrogate")
+    theirs = library("snntorch.surrogate")
     match neuron.surrogate:
         case "atan":
             above = theirs.atan(neuron.alpha)

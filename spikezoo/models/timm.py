@@ -127,7 +127,7 @@ def _side(backbone: nn.Module, shape: Shape, own: int) -> int:
         try:
             backbone(torch.zeros(1, shape[0], side, side))
             break
-        except RuntimeError:  # torch's, of a kernel larger than what it should act on
+        except (AssertionError, RuntimeError):  # of a kernel larger than what it should act on
             side = min(2 * side, own)
     backbone.train()
     return side

@@ -1,9 +1,12 @@
 """snnTorch's own neurons, with its own equations and defaults; only its library computes them.
 
-They fire where h > threshold (ours: >=), have snnTorch's default surrogate, ATan(alpha=2), and keep
-the reset out of the gradient. The reset comes one step after the spike: with H(0) = 0,
+They fire where h > threshold (ours: >=) and have snnTorch's default surrogate, ATan(alpha=2). The
+reset comes one step after the spike and stays out of the gradient. Where h[t] > threshold,
 
-    soft: h[t+1] falls by threshold H(h[t] - threshold)      hard: it starts from 0 there
+    soft: h[t+1] falls by the threshold      hard: h[t+1] = 0, but x[t+1] of Leaky
+
+With `reset_delay=False` it comes at once and is in the gradient; but where a soft one leaves h
+above the threshold, the next step fires only above twice the threshold.
 
 snnTorch has no defaults for decays, nor for its recurrent layers' shape; those here are said below.
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import weakref
 from typing import Any
 
 import torch
@@ -27,20 +31,26 @@ from spikezoo.neurons.threshold import Reset, check_decay
 MECHANISMS = {"soft": "subtract", "hard": "zero", "none": "none"}
 
 
-def build(name: str, *, reset: str, **options: Any) -> Any:
-    """A new layer of snnTorch's, by the name of its class; only the caller holds it.
+def library(module: str = "snntorch") -> Any:
+    """snnTorch, or a module of it by its full name.
 
     Raises:
         OptionError: snnTorch is not installed.
     """
     try:
-        library = importlib.import_module("snntorch")
+        return importlib.import_module(module)
     except ImportError as error:
         raise OptionError(f"snnTorch is missing; pip install snntorch ({error})") from error
-    layer = getattr(library, name)(reset_mechanism=MECHANISMS[reset], **options)
-    # A global list of theirs would keep every layer, and the graph of its last state, for ever.
+
+
+def build(name: str, *, reset: str, **options: Any) -> Any:
+    """A new layer of snnTorch's, by the name of its class; only the caller holds it."""
+    layer = getattr(library(), name)(reset_mechanism=MECHANISMS[reset], **options)
+    # A global list of theirs would keep every layer, and the graph of its last state, for ever;
+    # a method of its own among its attributes would keep it until the garbage is collected.
     with contextlib.suppress(ValueError):
-        library.SpikingNeuron.instances.remove(layer)
+        library().SpikingNeuron.instances.remove(layer)
+    layer.state_function = layer.state_function.__func__.__get__(weakref.proxy(layer))
     return layer
 
 
@@ -51,7 +61,7 @@ class SnnTorchNeuron(Neuron):
 
     Args:
         threshold: of h, above 0.
-        reset: soft subtracts the threshold, hard goes to 0.
+        reset: soft or hard, as above.
     """
 
     only_backend = "snntorch"
@@ -76,8 +86,11 @@ class SnnTorchNeuron(Neuron):
         return tuple(torch.zeros_like(v) for _ in range(self.potentials + self.feeds_back))
 
     def step(self, current: Tensor, state: State) -> tuple[Tensor, State]:
-        # Expanded, since the layer takes a state of another shape for none at all.
-        spikes, *after = self.layer()(current, *(s.expand_as(current) for s in state))
+        # Wide, or Lapicque would scale the current in bfloat16; the state expanded, since a layer
+        # takes one of another shape for none at all.
+        x = current.to(state[-1].dtype)
+        spikes, *after = self.layer()(x, *(s.expand_as(x) for s in state))
+        spikes = spikes.to(x.dtype)
         return spikes.to(current.dtype), (spikes, *after) if self.feeds_back else tuple(after)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it cannot trace a layer's building
@@ -94,7 +107,7 @@ class Leaky(SnnTorchNeuron):
     Args:
         beta: decay of h per time step, in [0, 1]; here 0.9.
         learn_beta: learn it, one for the layer.
-        reset_delay: snnTorch's True resets one step late, False at once as lif.
+        reset_delay: snnTorch's True resets one step late, False at once.
     """
 
     def __init__(
@@ -186,7 +199,9 @@ class Alpha(SnnTorchNeuron):
         e[t] = alpha e[t-1] + x[t],  i[t] = beta i[t-1] - x[t],  h[t] = k (e[t] + i[t])
         k = 1 + log alpha / (log beta - log alpha)
 
-    A current acts one step late: in the first step nothing fires, and nothing learns.
+    A current acts one step late: in the first step nothing fires, and nothing learns. One step
+    after a spike a hard reset sets e, i and h to 0; a soft one takes the threshold from e, sets i
+    to 0 and adds what i was before to h.
 
     Args:
         alpha: decay of the exciting current, in (beta, 1]; here 0.95.
@@ -260,7 +275,7 @@ class RSynaptic(SnnTorchNeuron):
 
         i[t] = alpha i[t-1] + x[t] + V s[t-1],  h[t] = beta h[t-1] + i[t]
 
-    Its `reset_delay=False` fails in snnTorch 1.0, so it is no option.
+    Its `reset_delay=False` changes nothing in snnTorch 1.0, so it is no option.
 
     Args:
         alpha, beta: decays as of `Synaptic`.

@@ -78,7 +78,8 @@ class SpikingJellyNeuron(Neuron):
         except AssertionError as error:  # how it refuses a value, without a word
             given = ", ".join(f"{key}={value}" for key, value in options.items())
             raise OptionError(
-                f"SpikingJelly's {node} refuses one of {given}, {threshold=}, {v_reset=}"
+                f"SpikingJelly's {node} refuses one of {given}, {threshold=}, {v_reset=}: tau is "
+                "above 1, a0 and delta_T above 0, threshold above v_reset, v_rest not below it"
             ) from error
         self.threshold = threshold
         self.rest = v_reset if reset == "hard" else 0.0
@@ -185,7 +186,7 @@ class KLIFNode(SpikingJellyNeuron):
 class QIFNode(SpikingJellyNeuron):
     """`QIFNode`, quadratic: h[t] = v + (x[t] + a0 (v - v_rest)(v - v_c)) / tau, v = v[t-1].
 
-    Its state is (v [N, *],). `threshold` and `v_rest` are not below `v_reset`.
+    Its state is (v [N, *],). `threshold` is above `v_reset`, and `v_rest` not below it.
 
     Args:
         v_c: critical potential, from which v rises by itself.
@@ -278,6 +279,8 @@ class IzhikevichNode(SpikingJellyNeuron):
         b: float = 0.0,
         detach_reset: bool = False,
     ) -> None:
+        if not tau_w > 0:
+            raise OptionError(f"tau_w is above 0, given {tau_w}")
         super().__init__(
             "IzhikevichNode",
             tau=tau,
