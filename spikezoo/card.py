@@ -202,8 +202,8 @@ def _limitations(config: dict[str, Any]) -> str:
     return f"""## Limitations
 
 It draws what `{config["dataset"]["name"]}` has, and its flaws with it, unconditionally: no class
-can be asked for. It is made for comparing generators, not for use as data. `spikezoo verify` on this folder repeats
-the checks of this card."""
+can be asked for. It is made for comparing generators, not for use as data. `spikezoo verify` on
+this folder repeats the checks of this card."""
 
 
 def _citation() -> str:

@@ -300,7 +300,10 @@ def _check_card(folder: Path, config: dict[str, Any], generator: nn.Module) -> s
         data = dict(ModelCard(text).data.to_dict())  # type: ignore[no-untyped-call]
     except Exception as error:  # a YAML parser's, of any kind
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    wanted = ModelCard(card.render(config, generator))
+    try:
+        wanted = ModelCard(card.render(config, generator))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json lacks what a card states: {error!r}") from error
     metadata = wanted.data.to_dict()  # type: ignore[no-untyped-call]
     wrong = [key for key, value in metadata.items() if data.get(key) != value]
     if wrong:

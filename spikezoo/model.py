@@ -106,13 +106,13 @@ def open_folder(
         generator = read_network("gen", config, folder / WEIGHTS, backend)
     else:
         _pickles_are_no_model(folder)
+        generator = build("gen", config, folder / CONFIG, backend)
         found, _ = checkpoint.newest(folder / "checkpoints")
         if found is None:
             raise CheckpointError(
                 f"'{folder}' has neither {WEIGHTS} nor a checkpoint: a run that was just begun? "
                 "Train it on with --resume"
             )
-        generator = build("gen", config, folder / CONFIG, backend)
         load_weights(generator, found.tensors, "ema.", str(found.path))
     return Model(generator.to(place).eval(), spec, config)
 
@@ -157,7 +157,7 @@ def _looks_like(config: Any) -> str:
             "pretrained_cfg": "timm",
         }.items():
             if key in config:
-                return f"; it seems to be {whose}'s"
+                return f"; it seems to be from {whose}"
     return ""
 
 

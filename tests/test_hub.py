@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 import spikezoo
-from spikezoo import checkpoint, hub
+from spikezoo import checkpoint
 from spikezoo.errors import CheckpointError, OptionError, UnknownNameError
+from spikezoo.model import load_weights, read_config
 from spikezoo.recipes import settings
 from spikezoo.spec import Spec
 from spikezoo.train import train
@@ -99,7 +100,7 @@ def test_the_device_is_that_of_the_weights(trained: Path) -> None:
 
 def test_the_config_and_not_the_defaults_make_the_network(run: Path) -> None:
     """A default that changes later changes no trained model: every option is in config.json."""
-    config = hub.read_config(run)
+    config = read_config(run)
     options = config["generator"]["options"]
     assert options["neuron.threshold"] == 1.0
     assert options["latent_dim"] == 4
@@ -108,7 +109,7 @@ def test_the_config_and_not_the_defaults_make_the_network(run: Path) -> None:
     assert len(spikezoo.load(run).sample(range(8)).unique(dim=0)) == 1, "no spikes, no images"
     del config["generator"]["options"]["latent_dim"]
     checkpoint.write_json(run / "config.json", config)
-    with pytest.raises(OptionError, match="latent_dim of SNNMiddle is missing"):
+    with pytest.raises(CheckpointError, match=r"damaged.*latent_dim of SNNMiddle is missing"):
         spikezoo.load(run)
 
 
@@ -124,7 +125,9 @@ def test_loading_leaves_torchs_random_state_alone(trained: Path) -> None:
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(CheckpointError, match=r"is no run: it has no config\.json") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"is no run and no model: it has no config\.json"
+        ) as caught:
             spikezoo.load(folder)
         assert str(folder) in str(caught.value)
     (tmp_path / "file").touch()
@@ -142,10 +145,24 @@ def test_a_damaged_config(content: bytes, run: Path) -> None:
     assert str(run / "config.json") in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"format_version": 2}'])
-def test_a_config_of_another_format_version(content: str, run: Path) -> None:
-    (run / "config.json").write_text(content)
+@pytest.mark.parametrize("version", [2, 0, "1", [1]])
+def test_a_config_of_another_format_version(version: object, run: Path) -> None:
+    (run / "config.json").write_text(json.dumps({"format_version": version}))
     with pytest.raises(CheckpointError, match="this SpikeZoo reads 1; a newer one may"):
+        spikezoo.load(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "whose"),
+    [
+        ("[]", ""), ("3", ""), ("null", ""), ("{}", ""),
+        ('{"architectures": ["Bert"]}', "; it seems to be from transformers"),
+        ('{"_diffusers_version": "1"}', "; it seems to be from diffusers"),
+    ],
+)  # fmt: skip
+def test_a_config_that_is_not_ours(content: str, whose: str, run: Path) -> None:
+    (run / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"is no config of SpikeZoo{whose}$"):
         spikezoo.load(run)
 
 
@@ -159,7 +176,7 @@ def test_a_config_of_another_format_version(content: str, run: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_config_that_lacks_something(key: str, value: object, run: Path) -> None:
-    config = hub.read_config(run)
+    config = read_config(run)
     for changed in ({**config, key: value}, {k: v for k, v in config.items() if k != key}):
         checkpoint.write_json(run / "config.json", changed)
         with pytest.raises(CheckpointError, match=r"config\.json is damaged") as caught:
@@ -169,7 +186,7 @@ def test_a_config_that_lacks_something(key: str, value: object, run: Path) -> No
 
 def test_a_run_without_a_checkpoint_yet(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(CheckpointError, match="has no checkpoint yet; train it on with --resume"):
+    with pytest.raises(CheckpointError, match=r"nor a checkpoint.*Train it on with --resume"):
         spikezoo.load(run)
 
 
@@ -230,10 +247,10 @@ def test_all_that_is_wrong_is_said_at_once(run: Path) -> None:
 
 
 def test_weights_of_another_network_do_not_fit(run: Path) -> None:
-    config = hub.read_config(run)
+    config = read_config(run)
     config["generator"]["options"]["width"] = 8
     checkpoint.write_json(run / "config.json", config)
-    with pytest.raises(CheckpointError, match=r"conv3\.weight has shape \[1, 4, 3, 3\], not"):
+    with pytest.raises(CheckpointError, match=r"conv2\.conv\.weight has shape \[4, 8, 3, 3\], not"):
         spikezoo.load(run)
 
 
@@ -241,5 +258,5 @@ def test_nothing_is_loaded_by_halves() -> None:
     network = torch.nn.Linear(2, 1)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     with pytest.raises(CheckpointError):
-        hub.load_weights(network, {"x.weight": torch.zeros(1, 2)}, "x.", "there")
+        load_weights(network, {"x.weight": torch.zeros(1, 2)}, "x.", "there")
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
