@@ -1,11 +1,12 @@
-"""The optional C kernel; all else stands in pyproject.toml.
+"""What pyproject.toml cannot say: the optional C kernel, and the published models of `model_cards/`
+as part of the package.
 
 `optional`: without a C compiler the installation goes on and `native` computes in torch.
 """
 
 import sys
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 flags = [
     "-O3",
@@ -17,6 +18,9 @@ flags = [
 ]
 
 setup(
+    packages=[*find_packages(include=["spikezoo*"]), "spikezoo.model_cards"],
+    package_dir={"spikezoo.model_cards": "model_cards"},
+    package_data={"spikezoo": ["py.typed"], "spikezoo.model_cards": ["*/*"]},
     ext_modules=[
         Extension(
             "spikezoo.backends._lif",
@@ -27,5 +31,5 @@ setup(
         )
     ]
     if sys.platform == "linux"
-    else []
+    else [],
 )

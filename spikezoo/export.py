@@ -39,6 +39,7 @@ PROBE_SEEDS = (0, 1)
 # side: a few pixels move by more than rounding does, an image never becomes another.
 PIXEL_TOLERANCE, MOVED_PIXELS = 0.02, 0.01
 NUMBER_TOLERANCE = 0.01
+BACKEND_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -271,15 +272,17 @@ def _check_probe(folder: Path, generator: nn.Module) -> str:
 def _check_numbers(config: dict[str, Any], generator: nn.Module) -> str:
     """Everything that `measure` finds, found again."""
     stated = config["measured"]
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"config.json has no numbers under 'measured', but {stated!r}")
     count = 0
     for key, now in measure(generator, config).items():
         then = stated.get(key)
         if key == "backends":
-            agree = set(then or ()) <= set(now) or bool(now)
-            agree = agree and all(v <= 1e-5 for v in now.values())
+            agree = isinstance(then, dict) and max([*now.values(), 0.0]) <= BACKEND_TOLERANCE
         elif isinstance(now, dict):
-            agree = isinstance(then, dict) and then.keys() == now.keys()
-            agree = agree and all(_near(then[name], value) for name, value in now.items())
+            stored = then if isinstance(then, dict) else {}
+            agree = stored.keys() == now.keys()
+            agree = agree and all(_near(stored[name], value) for name, value in now.items())
         else:
             agree = _near(then, now)
         if not agree:

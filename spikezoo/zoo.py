@@ -220,7 +220,7 @@ def _nest(target: Any, options: Options) -> Options:
     for key, parameter in _signature(target).items():
         if key not in rest:
             raise OptionError(f"option {key} of {target.__name__} is missing")
-        arguments[key] = rest.pop(key)
+        arguments[key] = _checked(key, parameter, rest.pop(key))
         if isinstance(parameter.default, Component):
             kind, name = parameter.default.kind, str(arguments[key])
             inside = _inside(key, rest)
@@ -229,6 +229,22 @@ def _nest(target: Any, options: Options) -> Options:
     if rest:
         raise OptionError(f"{target.__name__} has no option {', '.join(rest)}")
     return arguments
+
+
+def _checked(key: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """A value from config.json, which may say anything, if it is of the parameter's type."""
+    kind = str if isinstance(parameter.default, Component) else parameter.annotation
+    if get_origin(kind) is Literal:
+        fits = value in get_args(kind)
+    elif kind in (int, float):
+        allowed = int if kind is int else (int, float)
+        fits = isinstance(value, allowed) and not isinstance(value, bool) and abs(value) < 1e300
+    else:
+        fits = not isinstance(kind, type) or isinstance(value, kind)
+    if not fits:
+        wanted = getattr(kind, "__name__", str(kind))
+        raise OptionError(f"option {key} is of type {wanted}, given {value!r:.80}")
+    return value
 
 
 def _construct(where: str, make: Callable[[], Any]) -> Any:

@@ -207,17 +207,18 @@ def test_a_push_without_the_right_changes_nothing_and_shows_no_token(
 # --- what goes wrong on the way -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("action", "times"), [("cut", 1), (429, 1), (500, 1), ("drop", 1), ("flip", 1)]
-)
 def test_a_fault_of_the_moment_is_got_over(
-    action: str | int, times: int, hub: LocalHub, files: Files, folder: Path, tmp_path: Path
+    hub: LocalHub, files: Files, folder: Path, tmp_path: Path
 ) -> None:
-    hub.commit(REPO, files)
-    hub.fail("GET", r"resolve/.*/model\.safetensors", action, times)
-    loaded, local = client(hub, tmp_path, ("load", REPO), ("load", str(folder)))
-    assert loaded == local
-    assert hub.faults[0].left == 0, "the fault did happen"
+    actions: list[str | int] = ["cut", 429, 500, "drop", "flip"]
+    for action in actions:
+        hub.commit(f"lab/{action}", files)
+        hub.fail("GET", rf"lab/{action}/resolve/.*/model\.safetensors", action)
+    local, *loaded = client(
+        hub, tmp_path, ("load", str(folder)), *[("load", f"lab/{action}") for action in actions]
+    )
+    assert loaded == [local] * 5
+    assert not any(fault.left for fault in hub.faults), "the faults did happen"
 
 
 def test_a_fault_that_stays_is_an_error_and_no_half_model(
@@ -233,13 +234,15 @@ def test_a_fault_that_stays_is_an_error_and_no_half_model(
     assert "value" in fine
 
 
-@pytest.mark.parametrize("action", ["drop", 503, "html"])
-def test_a_hub_out_of_order(action: str | int, hub: LocalHub, files: Files, tmp_path: Path) -> None:
-    hub.commit(REPO, files)
-    hub.fail("GET", "/api/models", action, 100)
-    (found,) = client(hub, tmp_path, ("load", REPO))
-    assert found["error"] == "HubError"
-    assert REPO in found["text"]
+def test_a_hub_out_of_order(hub: LocalHub, files: Files, tmp_path: Path) -> None:
+    actions: list[str | int] = ["drop", 503, "html"]
+    for action in actions:
+        hub.commit(f"lab/{action}", files)
+        hub.fail("GET", f"/api/models/lab/{action}", action, 100)
+    results = client(hub, tmp_path, *[("load", f"lab/{action}") for action in actions])
+    for action, found in zip(actions, results, strict=True):
+        assert found["error"] == "HubError"
+        assert f"lab/{action}" in found["text"]
 
 
 def test_no_network(hub: LocalHub, files: Files, tmp_path: Path) -> None:
@@ -261,19 +264,18 @@ def test_a_hub_that_never_answers(hub: LocalHub, files: Files, tmp_path: Path) -
     assert found["error"] == "HubError"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "action"),
-    [("POST", "/commit/", 500), ("POST", "/commit/", "drop"), ("PUT", "/lfs/", 403)],
-)
 def test_a_failed_push_leaves_the_repo_as_it_was(
-    method: str, path: str, action: str | int, hub: LocalHub, folder: Path, tmp_path: Path
+    hub: LocalHub, folder: Path, tmp_path: Path
 ) -> None:
-    hub.commit(REPO, {"README.md": b"before"})
-    before = hub.head(REPO)
-    hub.fail(method, path, action, 100)
-    (found,) = client(hub, tmp_path, ("push", str(folder), REPO), token=hub.token)
-    assert found["error"] == "HubError"
-    assert hub.head(REPO) == before
+    repos = ["lab/a", "lab/b", "lab/c"]
+    before = [hub.commit(repo, {"README.md": b"before"}) for repo in repos]
+    hub.fail("PUT", "/lfs/", 403)
+    hub.fail("POST", "lab/b/commit/", 500, 100)
+    hub.fail("POST", "lab/c/commit/", "drop", 100)
+    jobs = [("push", str(folder), repo) for repo in repos]
+    results = client(hub, tmp_path, *jobs, token=hub.token)
+    assert [found.get("error") for found in results] == ["HubError"] * 3
+    assert [hub.head(repo) for repo in repos] == before
 
 
 def test_a_commit_whose_answer_is_lost_is_found_again(

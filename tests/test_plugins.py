@@ -138,7 +138,7 @@ class Counter(Neuron):
 ENTRY = "[spikezoo.neurons]\ncounter = zoo_counter:Counter\n"
 
 
-def test_a_neuron_of_one_step_computes_trains_and_loads_and_is_missed_when_gone(
+def test_a_neuron_of_one_step_computes_trains_exports_and_loads_and_is_missed_when_gone(
     environment: Environment,
 ) -> None:
     environment.install("zoo-counter", ENTRY, COUNTER, version="1.2")
@@ -155,8 +155,15 @@ def test_a_neuron_of_one_step_computes_trains_and_loads_and_is_missed_when_gone(
         "a, b = (spikezoo.neuron('counter', backend=b)(x) for b in ('reference', 'native'))\n"
         "chosen = settings(batch_size=16, side=16, precision='fp32')\n"
         f"done = train(spikezoo.Spec.parse({spec!r}), chosen, kimg=0.032, out=Path('runs'))\n"
+        "from spikezoo import export\n"
         "model = spikezoo.load(done.run)\n"
-        "out = [torch.equal(a, b), str(done.run), list(model.sample([0, 1]).shape),\n"
+        "folder = export.export(done.run, Path('exported'))\n"
+        "wrong = [check.found for check in export.verify(folder) if check.wrong]\n"
+        "images = [m.sample([0, 1]) for m in (model, spikezoo.load(folder))]\n"
+        "assert not wrong, wrong\n"
+        "assert torch.equal(*images)\n"
+        "assert 'pip install spikezoo-gan zoo-counter==1.2' in (folder / 'README.md').read_text()\n"
+        "out = [torch.equal(a, b), str(done.run), list(images[0].shape),\n"
         "    model.config['plugins']]"
     )
     assert isinstance(out, list)
@@ -166,6 +173,9 @@ def test_a_neuron_of_one_step_computes_trains_and_loads_and_is_missed_when_gone(
     assert plugins == {"zoo-counter": "1.2"}
 
     environment.uninstall("zoo-counter")
+    for source in (run, "exported"):
+        message = environment.run("-m", "spikezoo", "show", f"./{source}", status=1).stderr
+        assert message.rstrip().endswith("pip install zoo-counter==1.2")
     message = environment.run("-m", "spikezoo", "sample", run, status=1).stderr
     assert "trained with zoo-counter, which is not installed here" in message
     assert "no neuron 'counter'" in message

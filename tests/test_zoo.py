@@ -290,7 +290,7 @@ def test_the_spec_of_what_was_created_creates_the_same_again(spec: Spec) -> None
         ({"neuron.gamma": 3}, "gen:snn_back: LIF has no option gamma"),
         ({"readout.beta": 0.5}, "gen:snn_back: Mean has no option beta"),
         ({"T": "four"}, "gen:snn_back: "),
-        ({"neuron.beta": None, "neuron": 5}, "no neuron '5'"),
+        ({"neuron.beta": None, "neuron": 5}, "gen:snn_back: option neuron is of type str, given 5"),
     ],
 )
 def test_stored_options_are_taken_whole_or_refused(change: dict[str, Any], message: str) -> None:
@@ -575,7 +575,7 @@ PUBLIC = {
     "names": "(kind, pattern='*')",
     "create": "(spec, *, shape=None, backend=None)",
     "neuron": "(name, *, backend='native', **options)",
-    "load": "(source, *, backend=None, device=None)",  # `revision` comes with the Hub
+    "load": "(source, *, revision=None, backend=None, device=None, offline=None)",
 }
 
 
