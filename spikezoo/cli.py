@@ -148,8 +148,10 @@ def train(
 ) -> None:
     """Train a generator and a discriminator: spikezoo train gen:snn_middle disc:snn@mnist."""
     spec = _spec(parts)
-    from spikezoo import recipes
+    from spikezoo import memory, recipes
     from spikezoo import train as training
+
+    memory.keep_freed()
 
     chosen = recipes.settings(recipe, device=device, **given)
     if dry_run:
@@ -364,7 +366,8 @@ def show(parts: tuple[str, ...], side: int, revision: str | None, offline: bool)
 
         loaded = hub.load(parts[0], revision=revision, offline=offline or None)
         click.echo(describe.describe(loaded.spec, loaded.config["shape"][1]))
-        click.echo("\n" + json.dumps(loaded.info, indent=2))
+        known = {key: loaded.info[key] for key in ("training", "measured") if key in loaded.info}
+        click.echo("\n" + json.dumps(known, indent=2))
         return
     click.echo(describe.describe(_spec(parts), side))
 

@@ -101,10 +101,9 @@ def find(
         if revision is not None:
             raise OptionError(f"revision={revision!r} is for Hub repos, and '{source}' is a folder")
         if not local.exists() and not isinstance(source, Path) and "/" not in text:
-            official = ", ".join(f"{OFFICIAL}/{each}" for each in published())
             raise OptionError(
                 f"there is no folder '{source}', and a model of the Hub is written org/name; those "
-                f"that come with SpikeZoo: {official or 'none'}"
+                f"that come with SpikeZoo: {_shipped_names()}"
             )
         return local
     if not _ID.fullmatch(name) or (tail and not _REVISION.fullmatch(tail)):
@@ -125,7 +124,12 @@ def find(
     if shipped and revision is None:
         return shipped
     offline = constants.is_offline_mode() if offline is None else offline
-    return _download(name, revision, offline, export.FILES if whole else (model.WEIGHTS,))
+    try:
+        return _download(name, revision, offline, export.FILES if whole else (model.WEIGHTS,))
+    except HubError as error:
+        if not name.startswith(f"{OFFICIAL}/"):
+            raise
+        raise HubError(f"{error}. With SpikeZoo itself come: {_shipped_names()}") from error
 
 
 def published() -> dict[str, Path]:
@@ -138,6 +142,10 @@ def published() -> dict[str, Path]:
         if folder.is_dir():
             return {p.name: p for p in sorted(folder.iterdir()) if (p / model.CONFIG).is_file()}
     return {}
+
+
+def _shipped_names() -> str:
+    return ", ".join(f"{OFFICIAL}/{name}" for name in published()) or "none"
 
 
 def _cache_name(repo: str) -> str:
