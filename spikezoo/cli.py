@@ -327,6 +327,37 @@ def parity(
         raise SystemExit(1)
 
 
+@main.command()
+@click.argument("what", type=click.Choice(["neurons", "train", "sample"]))
+@click.argument("parts", nargs=-1, metavar="[SPEC]")
+@option("--backend", "backends", multiple=True, help="Time only this one; may be repeated.")
+@option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
+def bench(
+    what: str, parts: tuple[str, ...], backends: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Measure the speed on this machine, best an idle one: medians of 7 rounds, all in turn.
+
+    `neurons` against relu and the libraries' own nodes; `train` and `sample` of a SPEC (by default
+    gen:snn_middle disc:snn@mnist) against its twin without spikes.
+    """
+    spec = _spec(parts or ("gen:snn_middle+disc:snn@mnist",))
+    if what == "neurons" and parts:
+        raise OptionError("`bench neurons` takes no SPEC")
+    from spikezoo import bench as measured
+    from spikezoo import memory
+    from spikezoo.checkpoint import write_text
+
+    memory.keep_freed()
+    chosen = measured.check_backends(backends)
+    if what == "neurons":
+        rows = measured.neurons(chosen)
+    else:
+        rows = (measured.train if what == "train" else measured.draw)(spec, chosen)
+    click.echo(measured.as_text(rows))
+    if json_file:
+        write_text(json_file, measured.as_json(rows))
+
+
 @main.group()
 def plugin() -> None:
     """Write a plugin of your own."""

@@ -70,7 +70,7 @@ def train(
     """
     pixels, pair, config = _prepare(spec, chosen, kimg, data_dir)
     kimg = config["training"]["kimg"]
-    state = _State(pair.generator, pair.discriminator, pixels, chosen, torch.device(device))
+    state = State(pair.generator, pair.discriminator, pixels, chosen, torch.device(device))
     run = run_folder.open_run(Path(out), pair.spec.slug, config, resume)
     with run_folder.lock(run):
         if resume:
@@ -127,7 +127,7 @@ def _config(spec: Spec, chosen: Settings, pixels: Tensor, kimg: float) -> dict[s
     }
 
 
-def _loop(state: _State, run: Path, kimg: float, snapshot_kimg: float, tensorboard: bool) -> Result:
+def _loop(state: State, run: Path, kimg: float, snapshot_kimg: float, tensorboard: bool) -> Result:
     total = round(kimg * 1000)
     write_board = monitor.tensorboard_writer(run / "tensorboard") if tensorboard else None
     complained: set[str] = set()
@@ -144,7 +144,7 @@ def _loop(state: _State, run: Path, kimg: float, snapshot_kimg: float, tensorboa
                 if watched:
                     for name, network in state.networks.items():
                         rates[name] = watch.enter_context(monitor.firing_rates(network))
-                sums.append(_iteration(state))
+                sums.append(iteration(state))
             bar.update(state.batch_size)
 
             # Metrics, and complaints about layers that do not work.
@@ -173,7 +173,7 @@ def _loop(state: _State, run: Path, kimg: float, snapshot_kimg: float, tensorboa
     return Result(run, grid, state.images, finished=state.images >= total)
 
 
-def _iteration(state: _State) -> tuple[float, float]:
+def iteration(state: State) -> tuple[float, float]:
     """One update of each network on one batch; returns the losses of D and G."""
     loss: losses.Loss = state.loss
     real = state.batches.next_batch().to(state.device)
@@ -217,7 +217,7 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor, network: str, images
     optimizer.step()
 
 
-class _State:
+class State:
     """All that changes while training, and its way to and from a checkpoint."""
 
     def __init__(
@@ -338,7 +338,7 @@ def _load_optimizer(
 
 
 def _metrics(
-    state: _State,
+    state: State,
     sums: list[tuple[float, float]],
     rates: dict[str, dict[str, float]],
     seconds: float,
@@ -365,7 +365,7 @@ def _status(row: dict[str, Any]) -> str:
     return text
 
 
-def _save_grid(state: _State, run: Path) -> Path:
+def _save_grid(state: State, run: Path) -> Path:
     path = run / "samples" / f"kimg{state.images / 1000:06.1f}.png"
     images = sample.sample(state.ema, SHOWN_SEEDS, state.device)
     sample.save_grid(images, path)
