@@ -164,7 +164,20 @@ def _download(repo: str, revision: str | None, offline: bool, names: tuple[str, 
             if name in export.HASHED:
                 again = partial(_file, repo, name, commit, offline, force=True)
                 _must_match(path, config, again, offline)
+        if not offline and revision != commit:
+            # As the client does on a download by name, but once the files are there: whoever goes
+            # offline after a download that failed still has the commit before.
+            kept = _ref(repo, revision)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+            temporary.write_text(commit)
+            os.replace(temporary, kept)
     return config_path.parent
+
+
+def _ref(repo: str, revision: str | None) -> Path:
+    """Where the client's cache says which commit a branch or tag was at last."""
+    return Path(constants.HF_HUB_CACHE) / _cache_name(repo) / "refs" / (revision or "main")
 
 
 def _must_match(
@@ -192,7 +205,7 @@ def _commit(repo: str, revision: str | None, offline: bool) -> str:
     """The commit of a revision. Asking for it first bounds the time that a silent Hub can take."""
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    kept = Path(constants.HF_HUB_CACHE) / _cache_name(repo) / "refs" / (revision or "main")
+    kept = _ref(repo, revision)
     if not offline:
         try:
             found = HfApi().model_info(
@@ -203,10 +216,6 @@ def _commit(repo: str, revision: str | None, offline: bool) -> str:
                 raise
         else:
             _must_be_ours(repo, found)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-            temporary.write_text(str(found.sha))  # as the client itself does on a download by name
-            os.replace(temporary, kept)
             return str(found.sha)
     if not kept.is_file():
         raise HubError(

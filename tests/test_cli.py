@@ -449,7 +449,7 @@ def test_sample_refuses_a_mistake(arguments: tuple[str, ...], message: str, run:
 
 
 def test_sample_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    assert "is no run: it has no config.json" in refused("sample", tmp_path, status=1)
+    assert "is no run and no model: it has no config.json" in refused("sample", tmp_path, status=1)
     assert "is no run" in refused("sample", tmp_path / "missing", status=1)
     (tmp_path / "config.json").write_text("{")
     assert "config.json cannot be read" in refused("sample", tmp_path, status=1)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import spikezoo
 from spikezoo import card, checkpoint, cost, export, model
 from spikezoo.catalog import registry
+from spikezoo.cli import main
 from spikezoo.errors import CheckpointError, JobError, OptionError
 from spikezoo.recipes import Settings, arguments, settings
 from spikezoo.spec import Spec
@@ -192,6 +194,34 @@ def test_a_card_that_says_something_else(folder: Path) -> None:
     assert "cannot be read" in failed(folder)["card"]
     path.write_text(text + "\nA remark of the author's.\n")
     assert not failed(folder)
+
+
+# --- by the command -------------------------------------------------------------------------
+
+
+def command(*words: str | Path, status: int = 0) -> str:
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+def test_export_verify_show_sample_and_push_by_the_command(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "model written" in command("export", run, "model", "--license", "cc0-1.0")
+    assert command("verify", "model", "--backend", "reference").count("ok ") == 6
+    assert '"rates"' in command("show", "./model")
+    assert command("sample", "model", "--n", "4").strip() == "model-seeds-0-3.png"
+    assert (tmp_path / "model-seeds-0-3.png").is_file()
+    pushed = command("push", "model", "lab/model", "--dry-run")
+    assert all(name in pushed for name in export.FILES)
+    assert "would be pushed to" in pushed
+    (tmp_path / "model" / export.CARD).unlink()
+    assert "FAILED  files" in command("verify", "model", status=1)
+    assert "cannot be published" in command("push", "model", "lab/model", status=1)
+    assert "written org/name" in command("push", "model", "model", status=2)
+    assert "already there" in command("export", run, "model", status=2)
 
 
 # --- the card -------------------------------------------------------------------------------

@@ -228,6 +228,12 @@ def test_a_fault_that_stays_is_an_error_and_no_half_model(
     hub.fail("GET", r"resolve/.*/model\.safetensors", "flip", 2)
     hub.fail("GET", r"resolve/.*/model\.safetensors", 500, 3)
     flipped, broken, fine = client(hub, tmp_path, *[("load", REPO)] * 3)
+    # A later commit that cannot be fetched leaves the one that was.
+    hub.commit(REPO, files | {"model.safetensors": b"of another commit"})
+    hub.fail("GET", r"resolve/.*/model\.safetensors", 500, 3)
+    newer, offline = client(hub, tmp_path, ("load", REPO), ("load", REPO, {"offline": True}))
+    assert newer["error"] == "HubError"
+    assert offline == fine
     assert flipped["error"] == "CheckpointError"
     assert "is not the file that was exported" in flipped["text"]
     assert broken["error"] == "HubError"
