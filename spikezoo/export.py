@@ -91,10 +91,14 @@ def export(run: Path, out: Path, *, half: bool = False, licence: str = "mit") ->
         probe = _images(generator)
         save_file({"images": probe, "seeds": torch.tensor(PROBE_SEEDS)}, folder / PROBE)
         sample.save_grid(trained.sample(range(64)), folder / SAMPLES)
+        images = found.state["images"]
+        asked = trained.config["training"]
         config = {
             **trained.config,
+            # A run that was stopped early, or lengthened since, has not shown what it was asked to.
+            "training": {**asked, "kimg": min(asked["kimg"], images / 1000)},
             "license": licence,
-            "weights": {"images": found.state["images"], "dtype": str(dtype).split(".")[1]},
+            "weights": {"images": images, "dtype": str(dtype).split(".")[1]},
             "measured": {**_history(run), **measure(generator, trained.config)},
             "sha256": {name: sha256(folder / name) for name in HASHED},
         }

@@ -93,6 +93,16 @@ def test_what_is_exported_already_is_copied_not_exported(exported: Path, tmp_pat
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+def test_the_card_says_how_long_it_was_trained_not_how_long_was_asked(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    with_config(copy, lambda c: c["training"].update(kimg=300.0))
+    folder = export.export(copy, tmp_path / "model")
+    assert model.read_config(folder)["weights"]["images"] == 4000
+    assert "--kimg 4\n" in (folder / export.CARD).read_text()
+
+
 # --- a loaded model -------------------------------------------------------------------------
 
 
