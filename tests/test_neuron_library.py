@@ -211,6 +211,14 @@ def izhikevich_in_numpy(
     return fired, np.array(last_v), np.array(last_u)
 
 
+def test_izhikevich_scales_its_current_in_float32() -> None:
+    """A bfloat16 current is exact in float32; scaled before it is widened, it would be rounded."""
+    x = torch.rand(20, 2, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    neuron = izhikevich(gain=37.0)
+    for narrow, wide in zip(neuron.run(x)[1], neuron.run(x.float())[1], strict=True):
+        assert torch.equal(narrow, wide)
+
+
 @pytest.mark.parametrize("dt", [1.0, 0.25])
 @pytest.mark.parametrize("kind", KINDS)
 def test_izhikevich_equals_numpy_with_the_same_dt(kind: str, dt: float) -> None:

@@ -92,7 +92,8 @@ class Izhikevich(ThresholdNeuron):
 
     def step(self, current: Tensor, state: State) -> tuple[Tensor, State]:
         v, r = state
-        rise = 0.04 * v * v + 5 * v + 140 - r + current * (self.gain / self.threshold)
+        drive = current.to(v.dtype) * (self.gain / self.threshold)  # bfloat16 would round it
+        rise = 0.04 * v * v + 5 * v + 140 - r + drive
         h = v + self.dt * rise / (1 + self.dt * (-0.08 * v - 5).clamp(min=0))
         q = r + self.dt * self.a * (self.b * h - r)
         spikes = self.fire((h - PEAK) / SPAN)
