@@ -140,7 +140,7 @@ def measure(generator: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     found = {
         "parameters": parameters(generator),
         "rates": {name: round(rate, 5) for name, rate in spent.rates.items()},
-        "T": {name: len(spikes) for name, spikes in _first_spikes(generator).items()},
+        "T": {name: len(spikes) for name, spikes in model.spikes_of(generator, [0]).items()},
         "macs": {name: round(n) for name, n in spent.macs.items()},
         "acs": {name: round(n) for name, n in spent.acs.items()},
         "energy_nj": round(spent.energy_nj, 1),
@@ -152,11 +152,6 @@ def measure(generator: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
             twin = build_twin("gen", options, tuple(config["shape"])).eval()
         found["twin_energy_nj"] = round(cost.cost(twin).energy_nj, 1)
     return found
-
-
-def _first_spikes(generator: nn.Module) -> dict[str, Tensor]:
-    probe = model.Model(generator, None, {})  # type: ignore[arg-type]  # only its spikes are asked
-    return probe.spikes([0])
 
 
 def _differences(generator: nn.Module) -> dict[str, float]:

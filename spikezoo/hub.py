@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.sha import git_hash
 
 from spikezoo import card, export, model
 from spikezoo.errors import CheckpointError, HubError, OptionError
@@ -234,18 +235,9 @@ def _is_answer(error: Exception) -> bool:
 def _must_be_ours(repo: str, found: huggingface_hub.ModelInfo) -> None:
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     if model.CONFIG not in sizes or model.WEIGHTS not in sizes:
-        library = found.library_name or next(
-            (
-                kind
-                for name, kind in (
-                    ("model_index.json", "diffusers"),
-                    ("config.json", "transformers"),
-                )
-                if name in sizes
-            ),
-            None,
-        )
-        pickles = [n for n in sizes if n.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
+        signs = {"model_index.json": "diffusers", "config.json": "transformers"}
+        library = found.library_name or next((signs[n] for n in signs if n in sizes), None)
+        pickles = [n for n in sizes if n.endswith(model.PICKLES)]
         guess = f"it seems to be a {library} model" if library else f"it has {len(sizes)} files"
         if pickles:
             guess += f", with weights in {pickles[0]}: a pickle, which is never read"
@@ -400,19 +392,13 @@ def _has_all(api: HfApi, repo: str, revision: str | None, folder: Path) -> bool:
         file = found.get(name)
         if not isinstance(file, huggingface_hub.RepoFile):
             return False
-        content = (folder / name).read_bytes()
         if file.lfs:
-            if file.lfs.sha256 != export.sha256(folder / name):
-                return False
-        elif file.blob_id != _git_id(content):
+            same = file.lfs.sha256 == export.sha256(folder / name)
+        else:
+            same = file.blob_id == git_hash((folder / name).read_bytes())
+        if not same:
             return False
     return True
-
-
-def _git_id(content: bytes) -> str:
-    from huggingface_hub.utils.sha import git_hash
-
-    return str(git_hash(content))
 
 
 # --- list -----------------------------------------------------------------------------------

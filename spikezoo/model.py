@@ -35,6 +35,7 @@ from spikezoo.spec import Spec
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, DISCRIMINATOR = "config.json", "model.safetensors", "discriminator.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")  # never read: opening one can run any code
 LARGEST_CONFIG = 2**20  # bytes; ours have about 5,000
 
 
@@ -52,14 +53,7 @@ class Model:
 
     def spikes(self, seeds: Sequence[int]) -> dict[str, Tensor]:
         """The spikes behind the images of the seeds: layer -> bool [T, N, ...]."""
-        seen: dict[str, list[Tensor]] = {name: [] for name in spiking_layers(self.generator)}
-        with ExitStack() as stack:
-            for name, layer in spiking_layers(self.generator).items():
-                keep = seen[name].append
-                handle = layer.register_forward_hook(lambda _m, _i, s, keep=keep: keep(s > 0))
-                stack.callback(handle.remove)
-            self.sample(seeds)
-        return {name: torch.cat(parts, 1)[:, : len(seeds)] for name, parts in seen.items() if parts}
+        return spikes_of(self.generator, seeds)
 
     def interpolate(self, first: int, last: int, n: int = 8) -> Tensor:
         """Images uint8 [n, C, H, W] on the way from one seed to another, both included.
@@ -88,6 +82,19 @@ class Model:
     @property
     def _device(self) -> torch.device:
         return next(self.generator.parameters()).device
+
+
+def spikes_of(generator: nn.Module, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """The spikes behind a generator's images of the seeds: layer -> bool [T, N, ...]."""
+    layers = spiking_layers(generator)
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            keep = seen[name].append
+            handle = layer.register_forward_hook(lambda _m, _i, s, keep=keep: keep(s > 0))
+            stack.callback(handle.remove)
+        sampling.sample(generator, seeds, next(generator.parameters()).device)
+    return {name: torch.cat(parts, 1)[:, : len(seeds)] for name, parts in seen.items() if parts}
 
 
 def open_folder(
@@ -162,9 +169,7 @@ def _looks_like(config: Any) -> str:
 
 
 def _pickles_are_no_model(folder: Path) -> None:
-    pickles = [
-        p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-    ]
+    pickles = [path.name for path in folder.iterdir() if path.suffix in PICKLES]
     if pickles:
         raise CheckpointError(
             f"'{folder}' has no {WEIGHTS} but {', '.join(sorted(pickles)[:3])}: pickles, which can "

@@ -179,7 +179,7 @@ def _differentiate(ctx: Any, g_spikes: Tensor | None, g_v: Tensor | None) -> tup
     else:
         learns = ctx.needs_input_grad[2]
         found = lif_backward(g_spikes, g_v, current, v, beta, ctx.T, learns, *ctx.equation)
-    wanted = zip(found, ctx.needs_input_grad, strict=False)
+    wanted = zip(found, ctx.needs_input_grad[: len(found)], strict=True)
     return *(g if needed else None for g, needed in wanted), None, *(None for _ in ctx.equation)
 
 
