@@ -1,27 +1,31 @@
 """Speed on this machine, as ratios: every contender takes its turn in every round, medians count.
 
-The floor of a neuron is `relu` on the same tensor, which moves the same bytes and computes nothing.
+The floor of a neuron is `relu` on the same tensor, which moves the same bytes and computes nothing;
+that of a pair of networks is its twin without spikes. `growth` fits lines in T and in the batch.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import snntorch
 import torch
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from spikezoo import recipes, zoo
+from spikezoo import by_hand, recipes, zoo
 from spikezoo.backends import kernel
 from spikezoo.catalog import registry
 from spikezoo.sample import sample
@@ -31,7 +35,7 @@ from spikezoo.train import State, iteration
 ROUNDS = 7
 BETA = 0.5
 SHAPE = (32, 64, 16, 16)  # of one time step: N, C, H, W
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,9 @@ def _snntorch(x: Tensor) -> Tensor:
 
 def train(spec: Spec, backends: Sequence[str], batch_size: int = 64) -> list[Row]:
     """One iteration of a pair on random images, by backend and precision, against its twin pair
-    without spikes in the default precision."""
+    without spikes in the default precision, and by hand where `by_hand` has it."""
     spec = zoo.canonical(spec)
-    shape = zoo.default_shape(spec.dataset)
-    pixels = torch.randint(0, 256, (4 * batch_size, *shape), dtype=torch.uint8)
+    pixels = _pixels(spec, batch_size)
     twin = Spec(Part("gen", "ann"), Part("disc", "ann"), spec.dataset)
     chosen = recipes.settings(batch_size=batch_size)
     jobs = {str(twin): _iteration(twin, chosen, pixels)}
@@ -101,7 +104,15 @@ def train(spec: Spec, backends: Sequence[str], batch_size: int = 64) -> list[Row
         for precision in ("fp32", "bf16"):
             own = recipes.settings(batch_size=batch_size, backend=name, precision=precision)
             jobs[f"{name}, {precision}"] = _iteration(spec, own, pixels)
+    for library in by_hand.LAYERS if by_hand.can_build(spec) else ():
+        jobs[f"by hand with {library}, fp32"] = _by_hand(library, spec, chosen, pixels)
     return _case(f"an iteration of {spec}, batch {batch_size}", jobs, batch_size)
+
+
+def _pixels(spec: Spec, batch_size: int) -> Tensor:
+    """Random images uint8 [N, C, H, W] of a dataset's shape, of four batches."""
+    shape = zoo.default_shape(spec.dataset)
+    return torch.randint(0, 256, (4 * batch_size, *shape), dtype=torch.uint8)
 
 
 def _iteration(spec: Spec, chosen: recipes.Settings, pixels: Tensor) -> Job:
@@ -115,8 +126,29 @@ def _iteration(spec: Spec, chosen: recipes.Settings, pixels: Tensor) -> Job:
     return job
 
 
+def _by_hand(library: str, spec: Spec, chosen: recipes.Settings, pixels: Tensor) -> Job:
+    channels, height, width = pixels.shape[1:]
+    pair = zoo.create(spec, shape=(channels, height, width))
+    generator, discriminator = by_hand.build(library, pair)
+    betas = (chosen.adam_beta1, chosen.adam_beta2)
+    optimizer_g = torch.optim.Adam(generator.parameters(), chosen.lr_g, betas)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), chosen.lr_d, betas)
+    loader = DataLoader(TensorDataset(pixels), chosen.batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def job() -> None:
+        (real,) = next(batches)
+        z = torch.randn(len(real), by_hand.LATENT_DIM)
+        by_hand.iteration(
+            *(generator, discriminator, optimizer_g, optimizer_d), real / 127.5 - 1, z
+        )
+
+    return job
+
+
 def draw(spec: Spec, backends: Sequence[str], n: int = 256) -> list[Row]:
-    """Sampling with an untrained generator, by backend, against its twin without spikes."""
+    """Sampling n images with an untrained generator, by backend, against its twin without spikes,
+    and by hand where `by_hand` has it."""
     spec = zoo.canonical(spec)
     shape = zoo.default_shape(spec.dataset)
 
@@ -130,7 +162,51 @@ def draw(spec: Spec, backends: Sequence[str], n: int = 256) -> list[Row]:
 
     jobs = {"gen:ann": job(Part("gen", "ann"), None)}
     jobs |= {name: job(spec.gen, name) for name in backends}
+    for library in by_hand.LAYERS if by_hand.can_build(spec) else ():
+        generator, _ = by_hand.build(library, zoo.create(spec, shape=shape))
+        jobs[f"by hand with {library}"] = partial(by_hand.draw, generator.eval(), n)
     return _case(f"{n} images of {spec.gen}", jobs, n)
+
+
+def growth(spec: Spec, times: Sequence[int] = (2, 4, 8, 16)) -> list[Row]:
+    """An iteration at each T with a batch of 32, and of the spec as it is with batches to 128.
+
+    The case says how well a straight line fits medians and memory: R^2 of least squares.
+    """
+    spec = zoo.canonical(spec)
+    at_times = {T: _iteration(_with_T(spec, T), *_batch(spec, 32)) for T in times}
+    at_batches = {n: _iteration(spec, *_batch(spec, n)) for n in (16, 32, 64, 128)}
+    rows = []
+    for axis, jobs in (("T", at_times), ("batch", at_batches)):
+        found = _case(f"growth with {axis}", {str(x): job for x, job in jobs.items()})
+        line = _line(list(jobs), [row.ms for row in found])
+        memory = _line(list(jobs), [row.peak_mb or 0.0 for row in found])
+        case = f"{spec} by {axis}: ms {line}, MB {memory}"
+        rows += [replace(row, case=case, contender=f"{axis}={row.contender}") for row in found]
+    return rows
+
+
+def _batch(spec: Spec, size: int) -> tuple[recipes.Settings, Tensor]:
+    return recipes.settings(batch_size=size), _pixels(spec, size)
+
+
+def _with_T(spec: Spec, T: int) -> Spec:
+    """The spec with every part that has time steps at T of them."""
+    gen, disc = (
+        replace(p, options=tuple({**dict(p.options), "T": str(T)}.items()))
+        if "T" in zoo.resolve(p)
+        else p
+        for p in (spec.gen, spec.disc)
+    )
+    return zoo.canonical(replace(spec, gen=gen, disc=disc))
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> str:
+    if len(set(y)) < 2:
+        return "is not known"
+    slope, intercept = statistics.linear_regression(x, y)
+    squared = statistics.correlation(x, y) ** 2
+    return f"= {intercept:.1f} + {slope:.2f} * it (R^2 {squared:.3f})"
 
 
 def _case(case: str, jobs: dict[str, Job], per_job: int | None = None) -> list[Row]:

@@ -328,17 +328,19 @@ def parity(
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["neurons", "train", "sample"]))
+@click.argument("what", type=click.Choice(["neurons", "train", "sample", "growth"]))
 @click.argument("parts", nargs=-1, metavar="[SPEC]")
 @option("--backend", "backends", multiple=True, help="Time only this one; may be repeated.")
+@option("-n", "n", type=click.IntRange(1), default=256, help="Images that `sample` draws.")
 @option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
 def bench(
-    what: str, parts: tuple[str, ...], backends: tuple[str, ...], json_file: Path | None
+    what: str, parts: tuple[str, ...], backends: tuple[str, ...], n: int, json_file: Path | None
 ) -> None:
     """Measure the speed on this machine, best an idle one: medians of 7 rounds, all in turn.
 
     `neurons` against relu and the libraries' own nodes; `train` and `sample` of a SPEC (by default
-    gen:snn_middle disc:snn@mnist) against its twin without spikes.
+    gen:snn_middle disc:snn@mnist) against its twin without spikes, and against networks written
+    by hand with the libraries; `growth` of a SPEC's iteration with T and with the batch.
     """
     spec = _spec(parts or ("gen:snn_middle+disc:snn@mnist",))
     if what == "neurons" and parts:
@@ -351,8 +353,12 @@ def bench(
     chosen = measured.check_backends(backends)
     if what == "neurons":
         rows = measured.neurons(chosen)
+    elif what == "train":
+        rows = measured.train(spec, chosen)
+    elif what == "sample":
+        rows = measured.draw(spec, chosen, n)
     else:
-        rows = (measured.train if what == "train" else measured.draw)(spec, chosen)
+        rows = measured.growth(spec)
     click.echo(measured.as_text(rows))
     if json_file:
         write_text(json_file, measured.as_json(rows))
