@@ -371,6 +371,42 @@ def test_surrogate_that_the_kernel_does_not_know(
     assert_close(gradients(compiled, "native", False), gradients(neuron, "native", False))
 
 
+# What CUDA tensors take, which needs no GPU to be compiled and compared.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # as above
+@pytest.mark.parametrize(
+    ("name", "options", "steps"),
+    [
+        ("lif", {}, 4),
+        ("lif", {"reset": "hard", "detach_reset": True, "surrogate": "triangle"}, 4),
+        ("plif", {"reset": "hard"}, 4),
+        ("if", {}, 1),
+    ],
+)
+def test_operator_compiled_in_torch(
+    name: str,
+    options: dict[str, Any],
+    steps: int,
+    compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(kernel, "LIBRARY", None)
+    monkeypatch.setattr(fused, "COMPILED_ON", ("cpu",))
+    neuron = spikezoo.neuron(name, **options)
+    found = []
+    for backend in ("native", "reference"):
+        neuron.backend = backend
+        x = random(steps, 3, 4, 8, 8).requires_grad_()
+        current = x if steps > 1 else time_axis.expand(x[0], 4)
+        spikes, state = neuron.run(current)
+        loss = (spikes * random(*spikes.shape, seed=1)).sum() + state[0].square().sum()
+        found.append([spikes, *torch.autograd.grad(loss, [x, *neuron.parameters()])])
+    assert 0 < found[0][0].mean() < 1
+    assert torch.equal(found[0][0], found[1][0])
+    assert_close(found[0][1:], found[1][1:], rtol=1e-5, atol=1e-5)
+    assert "uncompiled" not in caplog.text
+
+
 # --- sanitizers -----------------------------------------------------------------------------
 
 

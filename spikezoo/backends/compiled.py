@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -51,27 +52,28 @@ class _Compiled(torch.autograd.Function):
         return None, found[0], None, *found[1:]
 
 
-# By class: a table by neuron would keep every neuron alive through its own compiled method.
-_STEPS: dict[type[Neuron], Callable[..., Any]] = {}
-
-
 def _compiled_step(neuron: Neuron) -> Step:
-    """The neuron's step, compiled once per class; the step itself where it cannot be compiled."""
+    """The neuron's step, compiled once per class: by neuron, every one would be kept alive."""
     kind = type(neuron)
-    if kind not in _STEPS:
-        _STEPS[kind] = torch.compile(kind.step, dynamic=True)
+    return partial(or_plain(kind.step, kind.__name__), neuron)
 
-    def step(current: Tensor, state: State) -> tuple[Tensor, State]:
-        if _STEPS[kind] is not kind.step:
+
+@cache
+def or_plain(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function compiled; from the first failure on, as it is. The name is for the warning."""
+    fast: Callable[..., Any] | None = torch.compile(function, dynamic=True)
+
+    def call(*args: Any) -> Any:
+        nonlocal fast
+        if fast is not None:
             try:
-                spikes, after = _STEPS[kind](neuron, current, state)
-                return spikes, after
-            except Exception as error:  # noqa: BLE001  # no compiler here, or a step beyond it
-                log.warning("%s runs uncompiled: %s", kind.__name__, error)
-                _STEPS[kind] = kind.step
-        return neuron.step(current, state)
+                return fast(*args)
+            except Exception as error:  # noqa: BLE001  # no compiler here, or code beyond it
+                log.warning("%s runs uncompiled: %s", name, error)
+                fast = None
+        return function(*args)
 
-    return step
+    return call
 
 
 def _gradients_with_graph(

@@ -8,19 +8,22 @@ u = h - threshold, s' the surrogate derivative, g the gradient of the spikes and
     g_reset[t] = g[t] - h[t] G[t]        (hard)      G_h[t] = (1 - s[t]) G[t] + g_reset[t] s'(u[t])
     grad x[t] = G_h[t],  G[t-1] = beta G_h[t]        (detach_reset: g_reset[t] = g[t])
 
-One pass over memory in C where the kernel was built (`spikezoo.backends.kernel`), else in torch:
-on a GPU, in float64, with a surrogate that the kernel does not know.
+One pass over memory in C where the kernel was built (`spikezoo.backends.kernel`), else in torch: in
+float64, with a surrogate that the kernel does not know, and on a GPU, for which torch's compiler
+makes one kernel of the loop. (That may fuse beta v + x into one rounding: a current within a
+rounding of the threshold may fire there and not here.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from spikezoo import time_axis
-from spikezoo.backends import kernel
+from spikezoo.backends import compiled, kernel
 from spikezoo.backends.kernel import Equation
 from spikezoo.backends.reference import gradients, loop
 from spikezoo.neurons import Neuron, State
@@ -28,6 +31,8 @@ from spikezoo.neurons.if_ import IF
 from spikezoo.neurons.lif import LIF
 from spikezoo.neurons.plif import PLIF
 from spikezoo.neurons.threshold import ThresholdNeuron
+
+COMPILED_ON = ("cuda",)
 
 
 def has(neuron: Neuron) -> TypeGuard[LIF | IF | PLIF]:
@@ -95,7 +100,7 @@ def lif(
 ) -> tuple[Tensor, Tensor]:
     """Current [T or 1, N, *], first v [N, *] or None, beta [] -> spikes [T, N, *], last v."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
-    compute = kernel.forward if kernel.usable(equation, current) else _forward
+    compute = kernel.forward if kernel.usable(equation, current) else _in_torch(_forward, current)
     return compute(equation, current, v, beta, T)
 
 
@@ -147,7 +152,8 @@ def lif_backward(
     the current, summed over T if it is one step, of the first v, empty if that is None, and of
     beta, 0 unless it learns."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
-    compute = kernel.backward if kernel.usable(equation, current) else _backward
+    usable = kernel.usable(equation, current)
+    compute = kernel.backward if usable else _in_torch(_backward, current)
     return compute(equation, g_spikes, g_v, current, v, beta, T, learns)
 
 
@@ -192,6 +198,12 @@ lif_rate.register_autograd(_differentiate_rate, setup_context=_keep)
 
 
 # --- in torch -------------------------------------------------------------------------------
+
+
+def _in_torch(function: Callable[..., Any], current: Tensor) -> Callable[..., Any]:
+    if current.device.type in COMPILED_ON:
+        return compiled.or_plain(function, "the operator of lif, if and plif")
+    return function
 
 
 def _forward(
