@@ -2,6 +2,9 @@
 
    Elements are independent of each other, so a block of them is walked through all T steps while
    its state stays in the first-level cache: memory is loaded and stored once, as by an activation.
+   A block's rows are short and far apart, which no processor foresees, so the next is fetched while
+   one is computed; and a result larger than the caches is stored past them, which spares loading
+   what it overwrites. On 2 cores each of these was worth a fifth to a third.
    Step t of element i lies at t * stride + i; a stride of 0 is a current that never changes.
    Threads come from OpenMP's pool, which is torch's own, since both name the same libgomp.
 
@@ -12,7 +15,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #define BLOCK 256
+#define AHEAD 2                   /* rows from the one computed to the one fetched */
+#ifndef PAST_CACHES
+#define PAST_CACHES (4 << 20)     /* bytes of a result from which on it is stored past them */
+#endif
 
 /* One build that uses what the processor has. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -53,11 +64,33 @@ INLINE void load(float *out, const void *from, int64_t at, int n, int bf16) {
         memcpy(out, (const float *)from + at, (size_t)n * sizeof(float));
 }
 
-INLINE void store(void *to, int64_t at, const float *x, int n, int bf16) {
-    if (bf16)
-        for (int i = 0; i < n; i++) ((uint16_t *)to)[at + i] = narrow(x[i]);
-    else
-        memcpy((float *)to + at, x, (size_t)n * sizeof(float));
+/* Bytes of a buffer to memory, past the caches if that is wanted and possible. */
+INLINE void put(void *to, const void *from, size_t bytes, int past) {
+#ifdef __SSE2__
+    if (past && ((uintptr_t)to | bytes) % 16 == 0) {
+        for (size_t i = 0; i < bytes; i += 16)
+            _mm_stream_si128((__m128i *)((char *)to + i),
+                             _mm_loadu_si128((const __m128i *)((const char *)from + i)));
+        return;
+    }
+#endif
+    memcpy(to, from, bytes);
+}
+
+INLINE void store(void *to, int64_t at, const float *x, int n, int bf16, int past) {
+    if (bf16) {
+        uint16_t narrowed[BLOCK];
+        for (int i = 0; i < n; i++) narrowed[i] = narrow(x[i]);
+        put((uint16_t *)to + at, narrowed, (size_t)n * 2, past);
+    } else
+        put((float *)to + at, x, (size_t)n * 4, past);
+}
+
+/* Asks for n numbers at `at`, which may lie anywhere: a fetch never faults. */
+INLINE void fetch(const void *from, int64_t at, int n, int bf16) {
+    int64_t size = bf16 ? 2 : 4;
+    for (int64_t i = 0; i < n * size; i += 64)
+        __builtin_prefetch((const char *)from + at * size + i);
 }
 
 /* n floats at `at`: where they lie, or widened into a buffer. */
@@ -156,30 +189,34 @@ INLINE void step_back(float *restrict G, const float *restrict h, const float *r
     }
 }
 
+/* Whether a result of T steps at a stride is larger than the caches. */
+INLINE int past_caches(const lif_call *c, int64_t stride) {
+    return c->T * stride * (c->bf16 ? 2 : 4) >= PAST_CACHES;
+}
+
 /* Both walk one block [at, at + n). The clones cannot hold the OpenMP region themselves. */
 KERNEL static void forward_block(const lif_call *c, int64_t at, int n, const void *x,
                                  int64_t x_stride, const float *v0, void *s, int64_t s_stride,
                                  float *v_last) {
     float v[BLOCK], wide[BLOCK], fired[BLOCK], total[BLOCK];
     const float *in = NULL;
+    int past = past_caches(c, s_stride);
     memset(total, 0, sizeof total);
     start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
+        if (x_stride && t + AHEAD < c->T) fetch(x, (t + AHEAD) * x_stride + at, n, c->bf16);
         if (t == 0 || x_stride) in = row(x, t * x_stride + at, n, c->bf16, wide);
-        float *out = s_stride && !c->bf16 ? (float *)s + t * s_stride + at : fired;
-        if (c->hard) step_forward(v, in, out, n, c->beta, c->threshold, 1);
-        else step_forward(v, in, out, n, c->beta, c->threshold, 0);
-        if (!s_stride)
+        if (c->hard) step_forward(v, in, fired, n, c->beta, c->threshold, 1);
+        else step_forward(v, in, fired, n, c->beta, c->threshold, 0);
+        if (s_stride) store(s, t * s_stride + at, fired, n, c->bf16, past);
+        else
             for (int i = 0; i < n; i++) total[i] += fired[i];
-        else if (c->bf16) /* 0 and 1 need no rounding */
-            for (int i = 0; i < n; i++)
-                ((uint16_t *)s)[t * s_stride + at + i] = fired[i] != 0 ? 0x3f80 : 0;
     }
     if (!s_stride) { /* a sum in bfloat16 is rounded before it is divided */
         if (c->bf16)
             for (int i = 0; i < n; i++) total[i] = widen(narrow(total[i]));
         for (int i = 0; i < n; i++) total[i] /= (float)c->T;
-        store(s, at, total, n, c->bf16);
+        store(s, at, total, n, c->bf16, 0);
     }
     if (v_last) memcpy(v_last + at, v, (size_t)n * sizeof(float));
 }
@@ -191,9 +228,14 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
     float v[BLOCK], wide[BLOCK], none[BLOCK], G[BLOCK], total[BLOCK];
     double products[BLOCK];
     const float *in = NULL, *g = none;
+    int past = past_caches(c, gx_stride);
     start(v, v0, at, n);
     for (int64_t t = 0; t < c->T; t++) {
         float *h = potentials + t * BLOCK;
+        int64_t next = t + AHEAD;
+        if (next >= c->T) { /* the walk turns back here */
+            if (gs_stride) fetch(gs, (2 * c->T - 1 - next) * gs_stride + at, n, c->bf16);
+        } else if (x_stride) fetch(x, next * x_stride + at, n, c->bf16);
         if (t == 0 || x_stride) in = row(x, t * x_stride + at, n, c->bf16, wide);
         if (c->hard) step_again(v, in, h, n, c->beta, c->threshold, 1);
         else step_again(v, in, h, n, c->beta, c->threshold, 0);
@@ -204,6 +246,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
     memset(products, 0, sizeof products);
     for (int64_t t = c->T - 1; t >= 0; t--) {
         const float *h = potentials + t * BLOCK;
+        if (gs_stride && t >= AHEAD) fetch(gs, (t - AHEAD) * gs_stride + at, n, c->bf16);
         if (gs && (t == c->T - 1 || gs_stride))
             g = row(gs, t * gs_stride + at, n, c->bf16, wide);
         float scale = t == c->T - 1 ? 1 : c->beta;
@@ -222,7 +265,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
             CASE(STRAIGHT_THROUGH)
             CASE(ERF)
         }
-        if (gx_stride) store(gx, t * gx_stride + at, G, n, c->bf16);
+        if (gx_stride) store(gx, t * gx_stride + at, G, n, c->bf16, past);
         else
             for (int i = 0; i < n; i++) total[i] += G[i];
         if (!g_beta) continue;
@@ -232,7 +275,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
         else start(v, v0, at, n);
         for (int i = 0; i < n; i++) products[i] += (double)G[i] * v[i];
     }
-    if (!gx_stride) store(gx, at, total, n, c->bf16);
+    if (!gx_stride) store(gx, at, total, n, c->bf16, 0);
     if (gv0)
         for (int i = 0; i < n; i++) gv0[at + i] = c->beta * G[i];
     if (g_beta) {
@@ -240,6 +283,13 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
             for (int i = 0; i < half; i++) products[i] += products[half + i];
         g_beta[at / BLOCK] = (float)products[0];
     }
+}
+
+/* What was stored past the caches is there for all threads. */
+INLINE void fence(void) {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
 }
 
 INLINE int block_size(const lif_call *c, int64_t at) {
@@ -250,9 +300,13 @@ INLINE int block_size(const lif_call *c, int64_t at) {
    state if v_last is not null; x and s are float, or bfloat16 if c->bf16. */
 void lif_forward(const lif_call *c, const void *x, int64_t x_stride, const float *v0, void *s,
                  int64_t s_stride, float *v_last) {
-#pragma omp parallel for num_threads(c->threads) schedule(static)
-    for (int64_t at = 0; at < c->elements; at += BLOCK)
-        forward_block(c, at, block_size(c, at), x, x_stride, v0, s, s_stride, v_last);
+#pragma omp parallel num_threads(c->threads)
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t at = 0; at < c->elements; at += BLOCK)
+            forward_block(c, at, block_size(c, at), x, x_stride, v0, s, s_stride, v_last);
+        fence();
+    }
 }
 
 int64_t lif_block(void) { return BLOCK; }
@@ -268,12 +322,13 @@ int lif_backward(const lif_call *c, const void *x, int64_t x_stride, const float
     {
         float *potentials = malloc((size_t)c->T * BLOCK * sizeof(float));
         failed = potentials == NULL;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t at = 0; at < c->elements; at += BLOCK)
             if (potentials)
                 backward_block(c, at, block_size(c, at), x, x_stride, v0, gs, gs_stride, gv, gx,
                                gx_stride, gv0, g_beta, potentials);
         free(potentials);
+        fence();
     }
     return failed;
 }
