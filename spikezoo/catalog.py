@@ -104,6 +104,17 @@ _BUILTINS: dict[str, dict[str, tuple[str, str]]] = {
         "folder": ("spikezoo.data:FOLDER", "a directory of images, named by --data"),
     },
     "features": {
+        "spikezoo_digits": ("spikezoo.features:Digits", "our classifier of digits, shipped"),
+        "spikezoo_mnist": ("spikezoo.features:Mnist", "our classifier of mnist, shipped"),
+        "spikezoo_cifar10": ("spikezoo.features:Cifar10", "our classifier of cifar10, shipped"),
+        "fad_fsvae": (
+            "spikezoo.features:FsvaeEncoder",
+            "the encoder behind published autoencoder distances; weights from path=DIR",
+        ),
+        "inception": (
+            "spikezoo.features:Inception",
+            "torch-fidelity's Inception v3, of the usual FID",
+        ),
         "timm": (
             "spikezoo.models.timm:TimmFeatures",
             "any backbone of timm, before its classifier",

@@ -51,6 +51,14 @@ class Source(Protocol):
         ...
 
 
+class LabelledSource(Source, Protocol):
+    """A source that knows what its images show."""
+
+    def labels(self) -> list[int]:
+        """The classes from 0, in the order of the images. Raises DataError where there are none."""
+        ...
+
+
 class Dataset(Protocol):
     """What the registry kind `datasets` holds."""
 
@@ -102,14 +110,20 @@ class _DigitsSource:
     def images(self) -> Iterator[Image.Image]:
         return map(Image.fromarray, self._pixels())
 
+    def labels(self) -> list[int]:
+        return list(map(int, self._chosen("target")))
+
     def _pixels(self) -> NDArray[np.uint8]:
+        levels = self._chosen("images")  # [n, 8, 8], grey levels 0..16
+        pixels: NDArray[np.uint8] = np.round(levels * (255 / 16)).astype(np.uint8)
+        return pixels
+
+    def _chosen(self, what: str) -> NDArray[np.float64]:
         from sklearn.datasets import load_digits
 
-        levels: NDArray[np.float64] = load_digits().images  # [1797, 8, 8], grey levels 0..16
-        is_test = np.arange(len(levels)) % 6 == 5
-        chosen = levels[is_test if self.split == "test" else ~is_test]
-        pixels: NDArray[np.uint8] = np.round(chosen * (255 / 16)).astype(np.uint8)
-        return pixels
+        rows: NDArray[np.float64] = load_digits()[what]
+        is_test = np.arange(len(rows)) % 6 == 5
+        return rows[is_test if self.split == "test" else ~is_test]
 
 
 # dataset repos of the Hub, in parquet -------------------------------------------------------------
@@ -129,6 +143,7 @@ class HubParquet:
     config_dir: str
     image_column: str
     channels: int | None
+    label_column: str = "label"
 
     def read(self, split: str, data: Path | None) -> Source:
         variable = os.environ.get("SPIKEZOO_DATA")
@@ -139,7 +154,8 @@ class HubParquet:
         if not shards and data:
             expected = data / self.repo / self.config_dir / f"{split}-00000-of-00001.parquet"
             raise DataError(f"dataset {self.name!r}: there is no {expected}")
-        return _ParquetSource(tuple(shards or self._from_hub(split, root)), self.image_column)
+        files = tuple(shards or self._from_hub(split, root))
+        return _ParquetSource(files, self.image_column, self.label_column)
 
     def _from_hub(self, split: str, root: Path | None) -> list[Path]:
         import httpx2
@@ -200,6 +216,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
 class _ParquetSource:
     files: tuple[Path, ...]
     column: str
+    label_column: str
 
     @property
     def fingerprint(self) -> str:
@@ -215,6 +232,20 @@ class _ParquetSource:
             except (ArrowException, OSError) as error:
                 raise DataError(f"{path} is no readable parquet file: {error}") from error
         return rows
+
+    def labels(self) -> list[int]:
+        from pyarrow import ArrowException, parquet
+
+        found: list[int] = []
+        for path in self.files:
+            try:
+                column = parquet.read_table(path, columns=[self.label_column])[self.label_column]
+                found += map(int, column.to_pylist())
+            except (ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{path} has no column '{self.label_column}' of classes: {error}"
+                ) from error
+        return found
 
     def images(self) -> Iterator[Image.Image]:
         for path in self.files:
@@ -359,7 +390,7 @@ def load(
     source = dataset.read(split, None if data is None else Path(data).expanduser())
     facts = (CACHE_FORMAT, dataset.name, split, side, dataset.channels, source.fingerprint)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()
-    path = (cache or _cache_folder()) / f"{dataset.name}-{split}-{side}-{key[:16]}.safetensors"
+    path = (cache or cache_folder()) / f"{dataset.name}-{split}-{side}-{key[:16]}.safetensors"
     pixels = _read_cache(path, key)
     if pixels is None:
         pixels = _pixels(source, side, dataset.channels, f"decoding {dataset.name} ({split})")
@@ -367,7 +398,21 @@ def load(
     return pixels
 
 
-def _cache_folder() -> Path:
+def load_labels(
+    dataset: Dataset, *, split: str = "train", data: Path | str | None = None
+) -> Tensor:
+    """The classes of a split's images, int64 [N], in the order of `load`.
+
+    Raises:
+        DataError: the dataset has none.
+    """
+    source = dataset.read(split, None if data is None else Path(data).expanduser())
+    if not hasattr(source, "labels"):
+        raise DataError(f"dataset {dataset.name!r} does not say what its images show")
+    return torch.tensor(source.labels())
+
+
+def cache_folder() -> Path:
     if own := os.environ.get("SPIKEZOO_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "spikezoo"

@@ -58,7 +58,7 @@ def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> S
     """
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    precision = "bf16" if _has_bf16(usable(device)) else "fp32"
+    precision = "bf16" if has_bf16(usable(device)) else "fp32"
     chosen = Settings(recipe=recipe, precision=precision, **RECIPES[recipe])
     chosen = replace(chosen, **{key: value for key, value in given.items() if value is not None})
     registry("losses").entry(chosen.loss)
@@ -94,7 +94,7 @@ def arguments(training: dict[str, Any]) -> list[str]:
     return words
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     able = torch.cpu.get_capabilities()

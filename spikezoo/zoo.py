@@ -101,6 +101,26 @@ def neuron(name: str, *, backend: str = "native", **options: Any) -> Neuron:
     return layer
 
 
+def component(kind: str, text: str) -> tuple[Any, str]:
+    """What `name,key=value` names in a registry, constructed, and its canonical text.
+
+    Raises:
+        UnknownNameError, OptionError: no such name or key, or a value that cannot be used.
+    """
+    name, *pairs = text.split(",")
+    given = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise OptionError(f"options of '{name}' are written key=value, given '{pair}'")
+        given[key] = value
+    target = registry(kind).get(name)
+    resolved, defaults = _resolve(target, given, name)
+    made = _construct(text, lambda: target(**_nest(target, resolved)))
+    kept = [f"{key}={_text(value)}" for key, value in resolved.items() if value != defaults[key]]
+    return made, ",".join([name, *kept])
+
+
 def resolve(part: Part) -> Options:
     """Every option of a part with its value, defaults included, nested ones as `neuron.beta`.
 

@@ -286,15 +286,15 @@ def test_operations_against_a_count_by_hand() -> None:
     found = cost.cost(network)
     assert found.macs == {
         "project.linear": 8 * (8 * 4 * 4),
-        "conv1.conv": 8 * 8 * 9 * 8 * 8,
+        "conv1.conv": 8 * 8 * 16 * 4 * 4,  # upsampling is part of it: 4 x 4 weights per input
         "conv3": 4 * 1 * 9 * 16 * 16,
     }
     spikes = model.Model(network, generator.spec, {}).spikes(cost.SEEDS)["spikes"]
     assert found.rates["spikes"] == pytest.approx(spikes.float().mean().item())
-    # Each spike becomes 2 x 2 by upsampling, and each of those reaches 4 channels of the outputs
-    # whose 3 x 3 window it is in: 9 inside, 6 at an edge, 4 in a corner.
-    reach = torch.nn.functional.conv2d(torch.ones(1, 1, 16, 16), torch.ones(1, 1, 3, 3), padding=1)
-    per_spike = torch.nn.functional.avg_pool2d(reach, 2)[0, 0] * 4 * 4  # [8, 8]
+    # Each spike reaches 4 channels of 4 x 4 outputs, of which edges cut off a row or a column.
+    side = torch.full((8,), 4.0)
+    side[[0, -1]] = 3.0
+    per_spike = side[:, None] * side * 4  # [8, 8]
     by_hand = (spikes.sum((0, 1, 2)) * per_spike).sum().item() / 64
     assert found.acs == {"conv2.conv": pytest.approx(by_hand)}
     energy = sum(found.macs.values()) * 4.6 + by_hand * 0.9

@@ -13,7 +13,7 @@ Radford et al. 2015. What is ours, and why:
 - Spikes are read out over T, sample by sample; T is no part of any weight's shape.
 - A spiking layer acts on every pixel alone, so it commutes with nearest-neighbour upsampling. It
   stands *before* the upsampling that the paper puts it behind: the same function, spikes
-  included, at a quarter of the work.
+  included, at a quarter of the work. Upsampling and the convolution behind it are one layer.
 - What does not depend on time is computed once: current into the first spiking layer is expanded
   over T without a copy. Readouts are affine, so what is linear behind one is applied to its result.
 - Batch norm before each spiking layer, its scale set to the threshold, gives currents of mean 0
@@ -54,14 +54,14 @@ class ANNGenerator(nn.Module):
         _check(shape, width, latent_dim)
         self.shape, self.latent_dim = shape, latent_dim
         self.project = _project(shape, width, latent_dim)
-        self.conv1 = _conv_norm(2 * width, 2 * width)
-        self.conv2 = _conv_norm(2 * width, width)
+        self.conv1 = _conv_norm(2 * width, 2 * width, UpConv2d)
+        self.conv2 = _conv_norm(2 * width, width, UpConv2d)
         self.conv3 = nn.Conv2d(width, shape[0], 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
-        x = _leaky(self.conv1(_up(x)))  # [N, 2w, H/2, W/2]
-        x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
+        x = _leaky(self.conv1(x))  # [N, 2w, H/2, W/2]
+        x = _leaky(self.conv2(x))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
 
@@ -84,16 +84,16 @@ class SNNFront(nn.Module):
         self.project = _project(shape, width, latent_dim)
         self.spikes: Neuron = neuron()
         self.readout = readout(T)
-        self.conv1 = _conv_norm(2 * width, 2 * width)
-        self.conv2 = _conv_norm(2 * width, width)
+        self.conv1 = _conv_norm(2 * width, 2 * width, UpConv2d)
+        self.conv2 = _conv_norm(2 * width, width, UpConv2d)
         self.conv3 = nn.Conv2d(width, shape[0], 3, padding=1)
         _scale_current(self.project.norm, self.spikes)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
         x = read_out(self.spikes, self.readout, expand(x, self.T))  # over [T, N, 2w, H/4, W/4]
-        x = _leaky(self.conv1(_up(x)))  # [N, 2w, H/2, W/2]
-        x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
+        x = _leaky(self.conv1(x))  # [N, 2w, H/2, W/2]
+        x = _leaky(self.conv2(x))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
 
@@ -114,18 +114,18 @@ class SNNMiddle(nn.Module):
         _check(shape, width, latent_dim, T)
         self.shape, self.latent_dim, self.T = shape, latent_dim, T
         self.project = _project(shape, width, latent_dim)
-        self.conv1 = _conv_norm(2 * width, 2 * width)
+        self.conv1 = _conv_norm(2 * width, 2 * width, UpConv2d)
         self.spikes: Neuron = neuron()
         self.readout = readout(T)
-        self.conv2 = _conv_norm(2 * width, width)
+        self.conv2 = _conv_norm(2 * width, width, UpConv2d)
         self.conv3 = nn.Conv2d(width, shape[0], 3, padding=1)
         _scale_current(self.conv1.norm, self.spikes)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
-        x = self.conv1(_up(x))  # [N, 2w, H/2, W/2]
+        x = self.conv1(x)  # [N, 2w, H/2, W/2]
         x = read_out(self.spikes, self.readout, expand(x, self.T))  # over [T, N, 2w, H/2, W/2]
-        x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
+        x = _leaky(self.conv2(x))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
 
@@ -149,8 +149,8 @@ class SNNBack(nn.Module):
         _check(shape, width, latent_dim, T)
         self.shape, self.latent_dim, self.T = shape, latent_dim, T
         self.project = _project(shape, width, latent_dim)
-        self.conv1 = _conv_norm(2 * width, 2 * width)
-        self.conv2 = _conv_norm(2 * width, width)
+        self.conv1 = _conv_norm(2 * width, 2 * width, UpConv2d)
+        self.conv2 = _conv_norm(2 * width, width, UpConv2d)
         self.conv3 = nn.Conv2d(width, shape[0], 3, padding=1)
         self.spikes: Neuron = neuron()
         self.readout = readout(T)
@@ -159,8 +159,8 @@ class SNNBack(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
-        x = _leaky(self.conv1(_up(x)))  # [N, 2w, H/2, W/2]
-        x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
+        x = _leaky(self.conv1(x))  # [N, 2w, H/2, W/2]
+        x = _leaky(self.conv2(x))  # [N, w, H, W]
         x = self.conv3(x)  # [N, C, H, W]
         rate = read_out(self.spikes, self.readout, expand(x, self.T))  # over [T, N, C, H, W]
         x = 2 * rate - 1
@@ -191,24 +191,24 @@ class SNNExtractor(nn.Module):
         self.shape, self.latent_dim, self.T = shape, latent_dim, T
         first, second = 5 * width // 4, 3 * width // 2
         self.project = _project(shape, width, latent_dim)
-        self.conv1 = _conv_norm(2 * width, 2 * width)
-        self.extract1 = _conv_norm(2 * width, first, kernel=1)
+        self.conv1 = _conv_norm(2 * width, 2 * width, UpConv2d)
+        self.extract1 = _conv_norm(2 * width, first, Conv1x1)
         self.spikes1: Neuron = neuron()
-        self.extract2 = _conv_norm(first, second, kernel=1)
+        self.extract2 = _conv_norm(first, second, Conv1x1)
         self.spikes2: Neuron = neuron()
         self.readout = readout(T)
-        self.conv2 = _conv_norm(second, width)
+        self.conv2 = _conv_norm(second, width, UpConv2d)
         self.conv3 = nn.Conv2d(width, shape[0], 3, padding=1)
         _scale_current(self.extract1.norm, self.spikes1)
         _scale_current(self.extract2.norm, self.spikes2)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
-        x = self.extract1(_leaky(self.conv1(_up(x))))  # [N, 5w/4, H/2, W/2]
+        x = self.extract1(_leaky(self.conv1(x)))  # [N, 5w/4, H/2, W/2]
         s = self.spikes1(expand(x, self.T))  # [T, N, 5w/4, H/2, W/2]
         s = each_step(self.extract2, s)  # [T, N, 3w/2, H/2, W/2]
         x = read_out(self.spikes2, self.readout, s)  # [N, 3w/2, H/2, W/2]
-        x = _leaky(self.conv2(_up(x)))  # [N, w, H, W]
+        x = _leaky(self.conv2(x))  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
 
@@ -234,9 +234,9 @@ class SNNFull(nn.Module):
         self.shape, self.latent_dim, self.T = shape, latent_dim, T
         self.project = _project(shape, width, latent_dim)
         self.spikes0: Neuron = neuron()
-        self.conv1 = _conv_norm(2 * width, 2 * width)
+        self.conv1 = _conv_norm(2 * width, 2 * width, UpConv2d)
         self.spikes1: Neuron = neuron()
-        self.conv2 = _conv_norm(2 * width, width)
+        self.conv2 = _conv_norm(2 * width, width, UpConv2d)
         self.spikes2: Neuron = neuron()
         self.readout = readout(T)
         self.conv3 = nn.Conv2d(width, shape[0], 3, padding=1)
@@ -247,8 +247,8 @@ class SNNFull(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
         s = self.spikes0(expand(x, self.T))  # [T, N, 2w, H/4, W/4]
-        s = self.spikes1(each_step(lambda x: self.conv1(_up(x)), s))  # [T, N, 2w, H/2, W/2]
-        s = each_step(lambda x: self.conv2(_up(x)), s)  # [T, N, w, H, W]
+        s = self.spikes1(each_step(self.conv1, s))  # [T, N, 2w, H/2, W/2]
+        s = each_step(self.conv2, s)  # [T, N, w, H, W]
         x = read_out(self.spikes2, self.readout, s)  # [N, w, H, W]
         return torch.tanh(self.conv3(x))  # [N, C, H, W]
 
@@ -390,13 +390,37 @@ class _project(nn.Module):
 class _conv_norm(nn.Module):
     """Convolution without bias, then batch norm, whose shift is that bias."""
 
-    def __init__(self, channels: int, out: int, kernel: int = 3) -> None:
+    def __init__(self, channels: int, out: int, kind: type[Conv1x1] | type[UpConv2d]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False)
+        self.conv = kind(channels, out)
         self.norm = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution without bias."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 1, bias=False)
+
+
+class UpConv2d(nn.Conv2d):
+    """Nearest upsampling by 2, then a 3x3 convolution without bias: [N, C, H, W] -> [N, D, 2H, 2W].
+
+    Computed as one transposed convolution by 4x4 weights, sums of those that meet the same pixel
+    behind upsampling: the same function for 4/9 of the multiplications.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = self.weight.flip(2, 3).transpose(0, 1)  # [C, D, 3, 3]
+        k = F.pad(k, (0, 0, 0, 1)) + F.pad(k, (0, 0, 1, 0))  # [C, D, 4, 3]
+        k = F.pad(k, (0, 1)) + F.pad(k, (1, 0))  # [C, D, 4, 4]
+        return F.conv_transpose2d(x, k, stride=2, padding=1)
 
 
 def _norm(channels: int, kind: Norm) -> nn.Module:
@@ -413,10 +437,6 @@ def _flat_features(shape: Shape, channels: int) -> int:
 
 def _leaky(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.2)
-
-
-def _up(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def _scale_current(norm: nn.Module, neuron: Neuron) -> None:

@@ -1,0 +1,291 @@
+"""How far generated images are from real ones: distances between features, and a classifier's view.
+
+A number always carries its protocol, `fd[spikezoo-mnist,10k,test]`: metric, features, images on
+either side, and the split of the real ones. Beside it stands its floor: the same number for real
+training images in place of generated ones.
+
+- `fd`: Frechet distance of Gaussians (Heusel et al. 2017), `kid`: kernel distance (Binkowski et
+  al. 2018), `precision` and `recall` (Kynkaanniemi et al. 2019): by torch-fidelity.
+- `density` and `coverage` (Naeem et al. 2020).
+- Where the features classify: `score`, the inception score's formula; `label_kl`, the divergence
+  of the labels' histogram from that of real images; `confidence`, the mean probability of the label
+  chosen; `classes`, how many labels occur.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from tqdm import tqdm
+
+from spikezoo import data, sample, zoo
+from spikezoo.catalog import names, registry
+from spikezoo.errors import OptionError, unknown
+from spikezoo.features import Features
+
+DISTANCES = ("fd", "kid", "precision", "recall", "density", "coverage")
+SCORES = ("score", "label_kl", "confidence", "classes")
+METRICS = (*DISTANCES, *SCORES)
+BATCH = 250
+NEIGHBOURS = 5  # of density and coverage, as in their paper
+PIECE = 1000  # images compared at a time
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured number, its protocol, its floor, and the generated images that it is of."""
+
+    metric: str
+    protocol: str
+    value: float
+    floor: float
+    samples: int
+
+
+def evaluate(
+    generator: nn.Module,
+    dataset: str,
+    *,
+    features: Sequence[str] = (),
+    metrics: Sequence[str] = METRICS,
+    n: int = 10_000,
+    first_seed: int = 0,
+    data_dir: Path | str | None = None,
+) -> list[Row]:
+    """Measures a generator in eval mode against a dataset's test images.
+
+    Args:
+        features: what to compare, as `name,key=value`; by default our classifier of the dataset.
+        n: generated images, of seeds from `first_seed` on. Where the test split is smaller, as
+            many as it has: distances depend on how many images they are computed from.
+        data_dir: where the dataset lies, see `spikezoo.data`.
+
+    Raises:
+        OptionError, UnknownNameError: features, metrics or a number of images that cannot be used.
+        DataError: the dataset is not here, or has no test images.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise unknown("metric", metric, METRICS)
+    extractors = [zoo.component("features", f) for f in features or (default_features(dataset),)]
+    side: int = generator.shape[-1]  # type: ignore[index,assignment]  # part of the contract
+    of = registry("datasets").get(dataset)
+    test = data.load(of, side=side, split="test", data=data_dir)
+    train = data.load(of, side=side, data=data_dir)
+    n = min(n, len(test), len(train))
+    if n < 2:
+        raise OptionError(f"distances need 2 images or more, given {n}")
+    fake = _generate(generator, range(first_seed, first_seed + n))
+    rows: list[Row] = []
+    for extractor, name in extractors:
+        real, floor, found = (
+            _Extracted.of(extractor, name, images[:n], kept)
+            for images, kept in ((test, True), (train, True), (fake, False))
+        )
+        values = measure(extractor, real, found, metrics)
+        floors = measure(extractor, real, floor, metrics)
+        where = f"{getattr(extractor, 'protocol', name)},{_thousands(n)},test"
+        rows += [Row(m, f"{m}[{where}]", values[m], floors[m], n) for m in values]
+    return rows
+
+
+def default_features(dataset: str) -> str:
+    """The features that a dataset is compared by unless others are asked for.
+
+    Raises:
+        OptionError: there are none.
+    """
+    name = f"spikezoo_{dataset}"
+    if name not in names("features"):
+        raise OptionError(
+            f"there is no classifier of '{dataset}'; name features to compare by: "
+            f"{', '.join(names('features'))}"
+        )
+    return name
+
+
+def measure(
+    extractor: Features, real: _Extracted, found: _Extracted, metrics: Sequence[str]
+) -> dict[str, float]:
+    """Those of the metrics that an extractor gives, of found images against real ones."""
+    stored = getattr(extractor, "stored", None)
+    values: dict[str, float] = {}
+    by_name: dict[str, Callable[[], float]] = {"fd": lambda: _frechet(real, found, stored)}
+    if stored is None:
+        neighbours = _Once(lambda: _precision_recall(real.features, found.features))
+        manifold = _Once(lambda: density_coverage(real.features, found.features))
+        by_name |= {
+            "kid": lambda: _kid(real.features, found.features),
+            "precision": lambda: neighbours()[0],
+            "recall": lambda: neighbours()[1],
+            "density": lambda: manifold()[0],
+            "coverage": lambda: manifold()[1],
+        }
+    if found.logits is not None and real.logits is not None:
+        by_name |= _scores(real.logits, found.logits)
+    for metric in metrics:
+        if metric in by_name:
+            values[metric] = by_name[metric]()
+    return values
+
+
+# --- distances ------------------------------------------------------------------------------
+
+
+def _frechet(real: _Extracted, found: _Extracted, stored: Any) -> float:
+    statistics = fid_features_to_statistics(found.features.double())
+    if stored is None:
+        wanted = fid_features_to_statistics(real.features.double())
+    else:
+        wanted = dict(zip(("mu", "sigma"), stored, strict=True))
+    (value,) = fid_statistics_to_metric(statistics, wanted, verbose=False).values()
+    return float(value)
+
+
+def _kid(real: Tensor, found: Tensor) -> float:
+    size = min(1000, len(real))
+    chosen = kid_features_to_metric(
+        found.double(), real.double(), kid_subset_size=size, verbose=False
+    )
+    return float(chosen["kernel_inception_distance_mean"])
+
+
+def _precision_recall(real: Tensor, found: Tensor) -> tuple[float, float]:
+    pair = prc_features_to_metric(
+        found, real, save_cpu_ram=True, prc_batch_size=PIECE, verbose=False
+    )
+    return float(pair["precision"]), float(pair["recall"])
+
+
+def density_coverage(real: Tensor, found: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:
+    """Density and coverage of found features [N, D] about real ones [M, D] (Naeem et al. 2020).
+
+    A real image's neighbourhood reaches to its k-th nearest real one. Density: neighbourhoods that
+    a found image lies in, over k; coverage: neighbourhoods that hold a found image.
+    """
+    k = min(k, len(real) - 1)
+    inside = covered = 0
+    for rows in torch.split(real, PIECE):
+        radius = torch.cdist(rows, real).kthvalue(k + 1).values  # the nearest is itself
+        within = torch.cdist(rows, found) < radius[:, None]
+        inside += int(within.sum())
+        covered += int(within.any(1).sum())
+    return inside / (k * len(found)), covered / len(real)
+
+
+# --- a classifier's view --------------------------------------------------------------------
+
+
+def _scores(real: Tensor, found: Tensor) -> dict[str, Callable[[], float]]:
+    probabilities = found.double().softmax(1)
+    confidence, labels = probabilities.max(1)
+    counts, wanted = (
+        torch.bincount(chosen, minlength=found.shape[1]).double()
+        for chosen in (labels, real.argmax(1))
+    )
+    p, q = counts / counts.sum(), wanted / wanted.sum()
+    divergence = torch.where(p > 0, p * (p / q).log(), 0.0).sum()
+    return {
+        "score": lambda: float(isc_features_to_metric(found)["inception_score_mean"]),
+        "label_kl": divergence.item,
+        "confidence": confidence.mean().item,
+        "classes": lambda: float((counts > 0).sum()),
+    }
+
+
+# --- features -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    """Features [N, D] of images and, of a classifier, logits [N, K]."""
+
+    features: Tensor
+    logits: Tensor | None
+
+    @classmethod
+    def of(cls, extractor: Features, name: str, pixels: Tensor, kept: bool) -> _Extracted:
+        """Of images uint8 [N, C, H, W]; real ones are kept in the cache, by their content."""
+        path = _cached(extractor, name, pixels) if kept else None
+        features = _read(path)
+        if features is None:
+            features = _extract(extractor, pixels, name)
+            _write(path, features)
+        with torch.no_grad():
+            logits = extractor.logits(features) if hasattr(extractor, "logits") else None
+        return cls(features, logits)
+
+
+@torch.no_grad()
+def _extract(extractor: Features, pixels: Tensor, name: str) -> Tensor:
+    batches = torch.split(pixels, getattr(extractor, "batch_size", BATCH))
+    bar = tqdm(batches, f"features {name}", leave=False, delay=1, disable=None, unit="batch")
+    return torch.cat([extractor(data.normalize(x)).float() for x in bar])
+
+
+def _cached(extractor: Features, name: str, pixels: Tensor) -> Path | None:
+    """Where the features of real images lie: by all that they depend on. None for an extractor
+    whose weights are unknown."""
+    if not isinstance(extractor, nn.Module):
+        return None
+    digest = hashlib.sha256(f"1 {name} {tuple(pixels.shape)}".encode())
+    digest.update(pixels.numpy().data)
+    for key, tensor in extractor.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return data.cache_folder() / f"features-{digest.hexdigest()[:32]}.safetensors"
+
+
+def _read(path: Path | None) -> Tensor | None:
+    try:
+        return None if path is None or not path.exists() else load_file(path)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None  # it is made anew
+
+
+def _write(path: Path | None, features: Tensor) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+        save_file({"features": features}, temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError):
+        pass  # without it only the next evaluation is slower
+
+
+def _generate(generator: nn.Module, seeds: range) -> Tensor:
+    pieces = [seeds[i : i + PIECE] for i in range(0, len(seeds), PIECE)]
+    bar = tqdm(pieces, "sampling", leave=False, delay=1, disable=None)
+    return torch.cat([sample.sample(generator, piece).cpu() for piece in bar])
+
+
+def _thousands(n: int) -> str:
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
+class _Once:
+    """A function without arguments that is called once."""
+
+    def __init__(self, function: Callable[[], tuple[float, float]]) -> None:
+        self.function = function
+        self.result: tuple[float, float] | None = None
+
+    def __call__(self) -> tuple[float, float]:
+        if self.result is None:
+            self.result = self.function()
+        return self.result
