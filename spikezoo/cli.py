@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,47 @@ class _Main(click.Group):
 option = functools.partial(click.option, show_default=True)
 
 
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The settings of a recipe as options, of every command that trains."""
+    for add in reversed(RECIPE_OPTIONS):
+        command = add(command)
+    return command
+
+
+RECIPE_OPTIONS = (
+    option(
+        "--recipe",
+        type=click.Choice(["default", "paper"]),
+        default="default",
+        help="Settings to start from; the options below replace single ones.",
+    ),
+    option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]"),
+    option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]"),
+    option(
+        "--lr-g",
+        type=float,
+        help="Adam's learning rate of the generator.  [recipe: 1e-3; paper: 2e-4]",
+    ),
+    option(
+        "--lr-d",
+        type=float,
+        help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]",
+    ),
+    option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]"),
+    option(
+        "--ema-halflife-kimg",
+        type=float,
+        help="Half-life of the averaged generator.  [recipe: 10; paper: 0]",
+    ),
+    option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        help="Of convolutions; membrane potentials are float32 always.  "
+        "[default: bf16 where the processor has it]",
+    ),
+)
+
+
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="spikezoo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -86,28 +128,7 @@ def main(debug: bool) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Thousands of real images to show.  [default: 300, or 48 for a small dataset]",
 )
-@option(
-    "--recipe",
-    type=click.Choice(["default", "paper"]),
-    default="default",
-    help="Settings to start from; the options below replace single ones.",
-)
-@option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]")
-@option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]")
-@option(
-    "--lr-g", type=float, help="Adam's learning rate of the generator.  [recipe: 1e-3; paper: 2e-4]"
-)
-@option(
-    "--lr-d",
-    type=float,
-    help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]",
-)
-@option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]")
-@option(
-    "--ema-halflife-kimg",
-    type=float,
-    help="Half-life of the averaged generator.  [recipe: 10; paper: 0]",
-)
+@recipe_options
 @option(
     "--seed",
     type=click.IntRange(min=0, max=2**63 - 1),
@@ -116,12 +137,6 @@ def main(debug: bool) -> None:
 )
 @option("--side", type=int, default=32, help="Height and width of the images, divisible by 16.")
 @option("--backend", help="Who computes the spikes (spikezoo list backends).  [default: native]")
-@option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    help="Of convolutions; membrane "
-    "potentials are float32 always.  [default: bf16 where the processor has it]",
-)
 @option("--device", default="cpu", help="Where to train: cpu, cuda, cuda:1.")
 @option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of runs.")
 @option("--resume", is_flag=True, help="Go on with the newest run of this spec and settings.")
@@ -185,7 +200,7 @@ def train(
 @main.command()
 @click.argument("source")
 @option("--seeds", help="Seeds of the images, like 0-63 or 1,5,10-12.  [default: 0-63]")
-@option("--n", type=click.IntRange(min=1), help="In place of --seeds: the first N seeds.")
+@option("-n", "--n", type=click.IntRange(min=1), help="In place of --seeds: the first N seeds.")
 @option(
     "--out",
     type=click.Path(path_type=Path),
@@ -331,7 +346,7 @@ def parity(
 @click.argument("what", type=click.Choice(["neurons", "train", "sample", "growth"]))
 @click.argument("parts", nargs=-1, metavar="[SPEC]")
 @option("--backend", "backends", multiple=True, help="Time only this one; may be repeated.")
-@option("-n", "n", type=click.IntRange(1), default=256, help="Images that `sample` draws.")
+@option("-n", "--n", type=click.IntRange(1), default=256, help="Images that `sample` draws.")
 @option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
 def bench(
     what: str, parts: tuple[str, ...], backends: tuple[str, ...], n: int, json_file: Path | None
@@ -440,6 +455,157 @@ def verify(source: str, backend: str | None, revision: str | None) -> None:
         click.echo(f"{'FAILED' if check.wrong else 'ok':6}  {check.name:7}  {check.found}")
     if any(check.wrong for check in checks):
         raise SystemExit(1)
+
+
+@main.command()
+@click.argument("dataset")
+@click.argument("file", type=click.Path(path_type=Path))
+@option("--data", "data_dir", type=click.Path(path_type=Path), help="Where datasets lie.")
+@option("--epochs", type=click.IntRange(1), help="Passes over the images.  [default: its own]")
+@option("--seed", type=int, default=0, help="Of the weights and the order of images.")
+def classifier(
+    dataset: str, file: Path, data_dir: Path | None, epochs: int | None, seed: int
+) -> None:
+    """Train the classifier that DATASET's images are measured with, and write its weights to FILE.
+
+    Those of digits, mnist and cifar10 come with the package.
+    """
+    from spikezoo import classify, memory
+
+    memory.keep_freed()
+    accuracy = classify.train(dataset, file, data_dir=data_dir, epochs=epochs, seed=seed)
+    click.echo(f"{file} written: {accuracy:.2%} of {dataset}'s test images named rightly")
+
+
+@main.command()
+@click.argument("source", metavar="MODEL")
+@option("--dataset", help="Whose test images to compare with.  [default: the model's own]")
+@option("--features", multiple=True, help="What to compare, as NAME,key=value; may be repeated.")
+@option("--metric", "metrics", multiple=True, help="Only this one; may be repeated.")
+@option("-n", "--n", type=click.IntRange(10), default=10_000, help="Images on either side.")
+@option("--seeds", help="Of the generated images, in place of 0 to n - 1.")
+@option("--data", "data_dir", type=click.Path(path_type=Path), help="Where datasets lie.")
+@option("--backend", help="Who computes the spikes.  [default: native]")
+@option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
+def evaluate(
+    source: str,
+    dataset: str | None,
+    features: tuple[str, ...],
+    metrics: tuple[str, ...],
+    n: int,
+    seeds: str | None,
+    data_dir: Path | None,
+    backend: str | None,
+    json_file: Path | None,
+) -> None:
+    """Measure the distance of a MODEL's images from real ones, each number with its protocol.
+
+    MODEL is a run, an exported folder, or ORG/NAME of the Hub. The floor is what real training
+    images have in place of generated ones. A run keeps its numbers for `export`.
+    """
+    from dataclasses import asdict
+
+    from spikezoo import evaluate as measured
+    from spikezoo import hub, memory, sample
+    from spikezoo.checkpoint import write_json
+
+    memory.keep_freed()
+    folder = hub.find(source)
+    loaded = hub.load(source, backend=backend)
+    chosen = {"metrics": metrics} if metrics else {}
+    rows = measured.evaluate(
+        loaded.generator,
+        dataset or loaded.spec.dataset,
+        features=features,
+        seeds=sample.parse_seeds(seeds) if seeds else range(n),
+        data_dir=data_dir,
+        **chosen,
+    )
+    click.echo(measured.as_text(rows))
+    if (folder / "checkpoints").is_dir() and dataset in (None, loaded.spec.dataset):
+        click.echo(f"\nkept in {measured.keep(rows, folder)}")
+    if json_file:
+        write_json(json_file, [asdict(row) for row in rows])
+
+
+@main.command()
+@click.argument("source", metavar="MODEL")
+@option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the pictures.  [default: RUN/inspect; for other models here]",
+)
+@option("--backend", help="Who computes the spikes.  [default: native]")
+def inspect(source: str, out: Path | None, backend: str | None) -> None:
+    """Look inside a MODEL: rates and gradients through time, as a table and as pictures.
+
+    Pictures: a spike raster of seed 0, rates and gradient norms by time step, the images read out
+    after each time step, and an interpolation between two latents.
+    """
+    from spikezoo import hub
+    from spikezoo import inspect as inside
+
+    folder = hub.find(source)
+    loaded = hub.load(source, backend=backend)
+    found = inside.layers(loaded)
+    click.echo(inside.as_text(found))
+    is_run = (folder / "checkpoints").is_dir()
+    for path in inside.draw(loaded, found, out or (folder if is_run else Path()) / "inspect"):
+        click.echo(path)
+
+
+@main.command()
+@click.argument("patterns", nargs=-1, metavar="[SPEC|PATTERN|RUN]...")
+@option("--paper", is_flag=True, help="The paper's set: five generators, two discriminators.")
+@option("--dataset", help="Of all.  [default: that of each SPEC; mnist with --paper]")
+@option(
+    "--seeds", type=click.IntRange(1), default=1, help="Trainings of each, with seeds 0 to K-1."
+)
+@option("--kimg", type=click.FloatRange(0.1), default=300.0, help="Thousands of images for each.")
+@option("--out", type=click.Path(path_type=Path), default=Path("comparison"), help="Folder of all.")
+@option("--data", "data_dir", type=click.Path(path_type=Path), help="Where datasets lie.")
+@option("--features", multiple=True, help="What to compare; the first chooses checkpoints.")
+@option("-n", "--n", type=click.IntRange(10), default=10_000, help="Images on either side.")
+@option("--title", default="Comparison", help="Of the report.")
+@recipe_options
+def compare(
+    patterns: tuple[str, ...],
+    paper: bool,
+    dataset: str | None,
+    seeds: int,
+    kimg: float,
+    out: Path,
+    data_dir: Path | None,
+    features: tuple[str, ...],
+    n: int,
+    title: str,
+    recipe: str,
+    **given: Any,
+) -> None:
+    """Train variants and their twins alike, measure them, and write one report.
+
+    A PATTERN is a SPEC with wildcards, like "gen:snn_*+disc:ann@mnist"; a RUN is measured as it
+    is. Ctrl-C and the same command again go on where it was.
+    """
+    from spikezoo import compare as comparing
+    from spikezoo import memory, recipes, report
+
+    if paper:
+        patterns = (*comparing.PAPER, *patterns)
+        dataset = dataset or "mnist"
+    if not patterns:
+        raise OptionError("give specs, patterns or runs to compare, or --paper")
+    memory.keep_freed()
+    chosen = recipes.settings(recipe, **given)
+    runs = [Path(p) for p in patterns if (Path(p) / "config.json").is_file()]
+    named = [p for p in patterns if Path(p) not in runs]
+    finished = comparing.compare(
+        comparing.expand(named, dataset), chosen, seeds=seeds, kimg=kimg, out=out,
+        data_dir=data_dir, features=features, n=n,
+    )  # fmt: skip
+    finished += [comparing.take(run, data_dir, features, n) for run in runs]
+    trained = " ".join(recipes.arguments({**vars(chosen), "kimg": kimg}))
+    click.echo(report.write(finished, out, title, f"Trained with `spikezoo train {trained}`."))
 
 
 @main.command()

@@ -15,9 +15,10 @@ training images in place of generated ones.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from tqdm import tqdm
 
-from spikezoo import data, sample, zoo
+from spikezoo import checkpoint, data, sample, zoo
 from spikezoo.catalog import names, registry
 from spikezoo.errors import OptionError, unknown
 from spikezoo.features import Features
+from spikezoo.model import QUALITY
 
 DISTANCES = ("fd", "kid", "precision", "recall", "density", "coverage")
 SCORES = ("score", "label_kl", "confidence", "classes")
@@ -61,16 +63,15 @@ def evaluate(
     *,
     features: Sequence[str] = (),
     metrics: Sequence[str] = METRICS,
-    n: int = 10_000,
-    first_seed: int = 0,
+    seeds: Sequence[int] = range(10_000),
     data_dir: Path | str | None = None,
 ) -> list[Row]:
     """Measures a generator in eval mode against a dataset's test images.
 
     Args:
         features: what to compare, as `name,key=value`; by default our classifier of the dataset.
-        n: generated images, of seeds from `first_seed` on. Where the test split is smaller, as
-            many as it has: distances depend on how many images they are computed from.
+        seeds: of the generated images. Where the test split is smaller, as many of them as it has
+            images: distances depend on how many they are computed from.
         data_dir: where the dataset lies, see `spikezoo.data`.
 
     Raises:
@@ -85,10 +86,10 @@ def evaluate(
     of = registry("datasets").get(dataset)
     test = data.load(of, side=side, split="test", data=data_dir)
     train = data.load(of, side=side, data=data_dir)
-    n = min(n, len(test), len(train))
-    if n < 2:
-        raise OptionError(f"distances need 2 images or more, given {n}")
-    fake = _generate(generator, range(first_seed, first_seed + n))
+    n = min(len(seeds), len(test), len(train))
+    if n < 10:  # of which an inception score is the mean over tenths
+        raise OptionError(f"10 images or more are compared, given {n}")
+    fake = _generate(generator, seeds[:n])
     rows: list[Row] = []
     for extractor, name in extractors:
         real, floor, found = (
@@ -100,6 +101,28 @@ def evaluate(
         where = f"{getattr(extractor, 'protocol', name)},{_thousands(n)},test"
         rows += [Row(m, f"{m}[{where}]", values[m], floors[m], n) for m in values]
     return rows
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| protocol | value | floor |", "|---|---|---|"]
+    lines += [f"| {row.protocol} | {row.value:.4g} | {row.floor:.4g} |" for row in rows]
+    return "\n".join(lines)
+
+
+def keep(rows: Sequence[Row], run: Path) -> Path:
+    """Writes the rows to a run's quality.json, beside those of other protocols, and returns it.
+
+    They are of the newest checkpoint; what was measured of an older one is dropped.
+    """
+    path = run / QUALITY
+    found, _ = checkpoint.newest(run / "checkpoints")
+    images = found.state["images"] if found else 0
+    before = json.loads(path.read_text()) if path.exists() else {"images": images, "rows": []}
+    kept = {row["protocol"]: row for row in before["rows"] if before["images"] == images}
+    kept |= {row.protocol: asdict(row) for row in rows}
+    checkpoint.write_json(path, {"images": images, "rows": list(kept.values())})
+    return path
 
 
 def default_features(dataset: str) -> str:
@@ -268,7 +291,7 @@ def _write(path: Path | None, features: Tensor) -> None:
         pass  # without it only the next evaluation is slower
 
 
-def _generate(generator: nn.Module, seeds: range) -> Tensor:
+def _generate(generator: nn.Module, seeds: Sequence[int]) -> Tensor:
     pieces = [seeds[i : i + PIECE] for i in range(0, len(seeds), PIECE)]
     bar = tqdm(pieces, "sampling", leave=False, delay=1, disable=None)
     return torch.cat([sample.sample(generator, piece).cpu() for piece in bar])

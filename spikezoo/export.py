@@ -99,7 +99,7 @@ def export(run: Path, out: Path, *, half: bool = False, licence: str = "mit") ->
             "training": {**asked, "kimg": min(asked["kimg"], images / 1000)},
             "license": licence,
             "weights": {"images": images, "dtype": str(dtype).split(".")[1]},
-            "measured": {**_history(run), **measure(generator, trained.config)},
+            "measured": {**_history(run, images), **measure(generator, trained.config)},
             "sha256": {name: sha256(folder / name) for name in HASHED},
         }
         checkpoint.write_json(folder / model.CONFIG, config)
@@ -117,8 +117,9 @@ def _stored(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
     }
 
 
-def _history(run: Path) -> dict[str, Any]:
-    """What the run itself recorded: hours of training, and quality where it was evaluated."""
+def _history(run: Path, images: int) -> dict[str, Any]:
+    """What the run itself recorded: hours of training, and quality where it was evaluated at this
+    many images."""
     found: dict[str, Any] = {}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, seconds = 0, 0.0
@@ -127,9 +128,11 @@ def _history(run: Path) -> dict[str, Any]:
         before = row["images"]
     if seconds:
         found["training_hours"] = round(seconds / 3600, 3)
-    quality = run / "quality.json"
+    quality = run / model.QUALITY
     if quality.exists():
-        found["quality"] = json.loads(quality.read_text())
+        evaluated = json.loads(quality.read_text())
+        if evaluated["images"] == images:
+            found["quality"] = evaluated["rows"]
     return found
 
 

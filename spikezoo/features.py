@@ -120,6 +120,7 @@ class FsvaeEncoder(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 0.0  # what it has seen before changes nothing
+                layer.num_batches_tracked = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.latent_layer(self.encoder(_sized(_in_colours(x, 1))).flatten(1))

@@ -34,6 +34,7 @@ from spikezoo.monitor import spiking_layers
 from spikezoo.spec import Spec
 
 FORMAT_VERSION = 1
+QUALITY = "quality.json"  # of a run: what was measured of its newest checkpoint then
 CONFIG, WEIGHTS, DISCRIMINATOR = "config.json", "model.safetensors", "discriminator.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")  # never read: opening one can run any code
 LARGEST_CONFIG = 2**20  # bytes; ours have about 5,000

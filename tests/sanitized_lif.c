@@ -10,7 +10,7 @@ static void *buffer(int64_t count, int bf16) {
     float value = 0;
     for (int64_t i = 0; i < count; i++) {
         value = 0.75f * (float)((i * 7919) % 7 - 2);
-        store(made, i, &value, 1, bf16);
+        store(made, i, &value, 1, bf16, 0);
     }
     return made;
 }

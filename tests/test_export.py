@@ -252,13 +252,16 @@ def test_the_card_is_what_the_hub_expects(exported: Path) -> None:
 def test_measured_quality_becomes_results_with_their_protocol(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     row = {"metric": "fd", "protocol": "fd[digits,299,test]", "value": 12.34, "samples": 299}
-    (copy / "quality.json").write_text(json.dumps([row]))
+    found, _ = checkpoint.newest(copy / "checkpoints")
+    assert found is not None
+    quality = {"images": found.state["images"], "rows": [row]}
+    (copy / "quality.json").write_text(json.dumps(quality))
     folder = export.export(copy, tmp_path / "model")
     assert not failed(folder)
-    found = ModelCard.load(folder / export.CARD)
-    (result,) = found.data.eval_results
+    written = ModelCard.load(folder / export.CARD)
+    (result,) = written.data.eval_results
     assert (result.metric_name, result.metric_value) == ("fd[digits,299,test]", 12.34)
-    assert "| fd[digits,299,test] | 299 | 12.34 |" in found.text
+    assert "| fd[digits,299,test] | 299 | 12.34 |" in written.text
 
 
 def test_the_training_command_gives_the_settings_again() -> None:

@@ -407,16 +407,37 @@ def test_operator_compiled_in_torch(
     assert "uncompiled" not in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("elements", [2**17, 2**17 + 3], ids=["aligned", "unaligned"])
+def test_results_larger_than_the_caches(elements: int, dtype: torch.dtype) -> None:
+    """They take another way to memory, unless their rows are not aligned."""
+    neuron = spikezoo.neuron("lif", reset="hard")
+    T = 17  # from 4 MB on
+    found = []
+    for backend in ("native", "reference"):
+        neuron.backend = backend
+        x = random(T, elements).to(dtype).requires_grad_()
+        spikes = neuron(x)
+        spikes.backward(random(T, elements, seed=1).to(dtype))
+        found.append((spikes, x.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    bits = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    assert_close(found[0][1], found[1][1], rtol=bits, atol=bits)
+
+
 # --- sanitizers -----------------------------------------------------------------------------
 
 
-def test_kernel_stays_within_its_buffers_and_the_language(tmp_path: Path) -> None:
-    """Built with the address and undefined-behaviour sanitizers, where the compiler has them."""
+@pytest.mark.parametrize("past_caches", ["1", "1LL<<40"])
+def test_kernel_stays_within_its_buffers_and_the_language(past_caches: str, tmp_path: Path) -> None:
+    """Built with the address and undefined-behaviour sanitizers, where the compiler has them; with
+    every result stored past the caches, and with none."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
     build = [compiler, "-g", "-O1", "-std=gnu11", "-fopenmp", "-ffp-contract=off"]
     build += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    build.append(f"-DPAST_CACHES=({past_caches})")
     program = tmp_path / "program"
     trial = tmp_path / "trial.c"
     trial.write_text("int main(void) { return 0; }")

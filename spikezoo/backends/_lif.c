@@ -234,7 +234,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
         float *h = potentials + t * BLOCK;
         int64_t next = t + AHEAD;
         if (next >= c->T) { /* the walk turns back here */
-            if (gs_stride) fetch(gs, (2 * c->T - 1 - next) * gs_stride + at, n, c->bf16);
+            if (gs && gs_stride) fetch(gs, (2 * c->T - 1 - next) * gs_stride + at, n, c->bf16);
         } else if (x_stride) fetch(x, next * x_stride + at, n, c->bf16);
         if (t == 0 || x_stride) in = row(x, t * x_stride + at, n, c->bf16, wide);
         if (c->hard) step_again(v, in, h, n, c->beta, c->threshold, 1);
@@ -246,7 +246,7 @@ KERNEL static void backward_block(const lif_call *c, int64_t at, int n, const vo
     memset(products, 0, sizeof products);
     for (int64_t t = c->T - 1; t >= 0; t--) {
         const float *h = potentials + t * BLOCK;
-        if (gs_stride && t >= AHEAD) fetch(gs, (t - AHEAD) * gs_stride + at, n, c->bf16);
+        if (gs && gs_stride && t >= AHEAD) fetch(gs, (t - AHEAD) * gs_stride + at, n, c->bf16);
         if (gs && (t == c->T - 1 || gs_stride))
             g = row(gs, t * gs_stride + at, n, c->bf16, wide);
         float scale = t == c->T - 1 ? 1 : c->beta;

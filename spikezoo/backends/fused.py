@@ -42,12 +42,15 @@ def has(neuron: Neuron) -> TypeGuard[LIF | IF | PLIF]:
 
 def run(neuron: LIF | IF | PLIF, current: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
     """Current [T, N, *] and first v [N, *], or None for rest -> spikes [T, N, *], last v [N, *]."""
-    return lif(*_arguments(neuron, current, v))
+    arguments = _arguments(neuron, current, v)
+    spikes, last = lif(*arguments) if _is_traced(current) else _Lif.apply(*arguments)
+    return spikes, last
 
 
 def rate(neuron: LIF | IF | PLIF, current: Tensor) -> Tensor:
     """Current [T, N, *], one that the kernel computes -> mean of the spikes over T [N, *]."""
-    return lif_rate(*_arguments(neuron, current, None))
+    arguments = _arguments(neuron, current, None)
+    return lif_rate(*arguments) if _is_traced(current) else _LifRate.apply(*arguments)
 
 
 def can_rate(neuron: Neuron, current: Tensor) -> TypeGuard[LIF | IF | PLIF]:
@@ -81,6 +84,40 @@ def _wide(current: Tensor) -> torch.dtype:
     return torch.promote_types(current.dtype, torch.float32)
 
 
+def _is_traced(current: Tensor) -> bool:
+    """Whether somebody looks at the operators that are called: a compiler, a mode, a transform."""
+    return (
+        torch.compiler.is_compiling()
+        or type(current) is not Tensor
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _lif(
+    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor, T: int
+) -> tuple[Tensor, Tensor]:
+    compute = kernel.forward if kernel.usable(equation, current) else _in_torch(_forward, current)
+    spikes, last = compute(equation, current, v, beta, T)
+    return spikes, last
+
+
+def _lif_backward(
+    equation: Equation,
+    g_spikes: Tensor | None,
+    g_v: Tensor | None,
+    current: Tensor,
+    v: Tensor | None,
+    beta: Tensor,
+    T: int,
+    learns: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    usable = kernel.usable(equation, current)
+    compute = kernel.backward if usable else _in_torch(_backward, current)
+    g_current, g_first, g_beta = compute(equation, g_spikes, g_v, current, v, beta, T, learns)
+    return g_current, g_first, g_beta
+
+
 # --- the operators --------------------------------------------------------------------------
 
 # A current of one step [1, N, *] is the same at each of the T. The last arguments are an Equation.
@@ -100,8 +137,7 @@ def lif(
 ) -> tuple[Tensor, Tensor]:
     """Current [T or 1, N, *], first v [N, *] or None, beta [] -> spikes [T, N, *], last v."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
-    compute = kernel.forward if kernel.usable(equation, current) else _in_torch(_forward, current)
-    return compute(equation, current, v, beta, T)
+    return _lif(equation, current, v, beta, T)
 
 
 @lif.register_fake
@@ -152,9 +188,7 @@ def lif_backward(
     the current, summed over T if it is one step, of the first v, empty if that is None, and of
     beta, 0 unless it learns."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
-    usable = kernel.usable(equation, current)
-    compute = kernel.backward if usable else _in_torch(_backward, current)
-    return compute(equation, g_spikes, g_v, current, v, beta, T, learns)
+    return _lif_backward(equation, g_spikes, g_v, current, v, beta, T, learns)
 
 
 @lif_backward.register_fake
@@ -177,24 +211,55 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, g_spikes: Tensor | None, g_v: Tensor | None) -> tuple[Any, ...]:
+def _differentiate(
+    ctx: Any, g_spikes: Tensor | None, g_v: Tensor | None, op: bool = True
+) -> tuple[Any, ...]:
     current, v, beta = ctx.saved_tensors
     found: tuple[Tensor | None, ...]
     if torch.is_grad_enabled():  # a second backward pass is wanted, as by R1
         found = _gradients_with_graph(ctx.equation, g_spikes, g_v, current, v, beta, ctx.T)
     else:
-        learns = ctx.needs_input_grad[2]
-        found = lif_backward(g_spikes, g_v, current, v, beta, ctx.T, learns, *ctx.equation)
+        rest = (g_spikes, g_v, current, v, beta, ctx.T, ctx.needs_input_grad[2])
+        found = lif_backward(*rest, *ctx.equation) if op else _lif_backward(ctx.equation, *rest)
     wanted = zip(found, ctx.needs_input_grad[: len(found)], strict=True)
     return *(g if needed else None for g, needed in wanted), None, *(None for _ in ctx.equation)
 
 
-def _differentiate_rate(ctx: Any, g_rate: Tensor) -> tuple[Any, ...]:
-    return _differentiate(ctx, (g_rate / ctx.T).expand(ctx.T, *g_rate.shape), None)
+def _differentiate_rate(ctx: Any, g_rate: Tensor, op: bool = True) -> tuple[Any, ...]:
+    return _differentiate(ctx, (g_rate / ctx.T).expand(ctx.T, *g_rate.shape), None, op)
 
 
 lif.register_autograd(_differentiate, setup_context=_keep)
 lif_rate.register_autograd(_differentiate_rate, setup_context=_keep)
+
+
+# The same past the dispatcher, whose way to and from Python takes longer than a small layer.
+
+
+class _Lif(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, v: Tensor | None, beta: Tensor, T: int, *equation: Any
+    ) -> tuple[Tensor, Tensor]:
+        _keep(ctx, (current, v, beta, T, *equation), None)
+        return _lif(ctx.equation, current, v, beta, T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        return _differentiate(ctx, grads[0], grads[1], op=False)
+
+
+class _LifRate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, v: Tensor | None, beta: Tensor, T: int, *equation: Any
+    ) -> Tensor:
+        _keep(ctx, (current, v, beta, T, *equation), None)
+        return kernel.rate(ctx.equation, current, v, beta, T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return _differentiate_rate(ctx, grads[0], op=False)
 
 
 # --- in torch -------------------------------------------------------------------------------
