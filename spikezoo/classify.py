@@ -61,6 +61,7 @@ def train(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".writing-{path.name}")
     save_file(tensors, temporary, facts)
+    temporary.chmod(0o644)  # safetensors writes for its owner alone
     os.replace(temporary, path)
     return found
 

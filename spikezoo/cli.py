@@ -298,7 +298,7 @@ def _list_models(pattern: str, org: str | None) -> None:
             for name, folder in hub.published().items()
         }
     else:
-        found = {name: ", ".join(tags) for name, tags in hub.models_of(org).items()}
+        found = hub.models_of(org)
     chosen = {n: text for n, text in found.items() if fnmatch(n, f"*{pattern}*")}
     if not chosen:
         click.echo(f"none of the models matches '{pattern}'", err=True)

@@ -404,15 +404,22 @@ def _has_all(api: HfApi, repo: str, revision: str | None, folder: Path) -> bool:
 # --- list -----------------------------------------------------------------------------------
 
 
-def models_of(org: str) -> dict[str, list[str]]:
-    """The SpikeZoo models of a Hub organisation: repo -> its tags.
+def models_of(org: str) -> dict[str, str]:
+    """The SpikeZoo models of a Hub organisation: repo -> the numbers that its card states, or the
+    tags where it states none.
 
     Raises:
         HubError: the Hub cannot be reached.
     """
     with _told(f"organisation '{org}'"):
-        found = HfApi().list_models(author=org, filter=card.LIBRARY)
-        return {info.id: list(info.tags or ()) for info in found}
+        found = HfApi().list_models(author=org, filter=card.LIBRARY, cardData=True)
+        return {info.id: _stated(info) for info in found}
+
+
+def _stated(info: huggingface_hub.ModelInfo) -> str:
+    results = (info.card_data and info.card_data.eval_results) or ()
+    numbers = [f"{result.metric_name} {result.metric_value:.4g}" for result in results]
+    return ", ".join(numbers or info.tags or ())
 
 
 def summary(config: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from pyarrow import parquet
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -100,13 +101,13 @@ def test_distances_grow_where_images_move_away() -> None:
 
 
 def test_a_classifiers_view() -> None:
-    real = torch.eye(10).repeat(20, 1) * 50  # each class alike, without a doubt
-    one = torch.eye(10)[torch.zeros(200, dtype=torch.long)] * 50
+    real = torch.eye(10).repeat(200, 1) * 50  # each class alike, without a doubt
+    one = torch.eye(10)[torch.zeros(2000, dtype=torch.long)] * 50
     values = evaluate.measure(
         lambda x: x, extracted(real, real), extracted(real, real), evaluate.SCORES
     )
     assert values == pytest.approx(
-        {"score": 10, "label_kl": 0, "confidence": 1, "classes": 10}, rel=0.02, abs=1e-6
+        {"score": 10, "label_kl": 0, "confidence": 1, "classes": 10}, rel=0.03, abs=1e-6
     )
     values = evaluate.measure(
         lambda x: x, extracted(real, real), extracted(one, one), evaluate.SCORES
@@ -192,12 +193,24 @@ def test_weights_of_inception_that_are_not_there(tmp_path: Path) -> None:
         zoo.component("features", f"inception,path={tmp_path / 'none.pth'}")
 
 
+def original_order(split: str) -> list[int]:
+    """Of rows whose files are named `<class>_<number in MNIST>.png`."""
+    file = SHARED / f"ylecun/mnist/mnist/{split}-00000-of-00001.parquet"
+    rows = parquet.read_table(file, columns=["image"])["image"].to_pylist()
+    numbers = [int(row["path"].rpartition("_")[2].removesuffix(".png")) for row in rows]
+    return sorted(range(len(numbers)), key=numbers.__getitem__)
+
+
 @pytest.mark.skipif(
     not (FSVAE.is_dir() and SHARED.is_dir()), reason="the shared files are not here"
 )
-def test_published_autoencoder_distances_are_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_autoencoder_distances_are_reproduced() -> None:
+    """In MNIST's own order, writer after writer: statistics of a batch depend on its company."""
     mnist = registry("datasets").get("mnist")
-    test, training = (data.load(mnist, split=s, data=SHARED) for s in ("test", "train"))
+    test, training = (
+        data.load(mnist, split=split, data=SHARED)[original_order(split)]
+        for split in ("test", "train")
+    )
     distances = {}
     for mode in ("", ",eval_mode=true"):
         extractor, name = zoo.component("features", f"fad_fsvae,path={FSVAE}{mode}")

@@ -14,6 +14,8 @@ import pytest
 from local_hub import Files, LocalHub
 
 from spikezoo import export
+from spikezoo.card import render
+from spikezoo.model import open_folder
 from spikezoo.recipes import settings
 from spikezoo.spec import Spec
 from spikezoo.train import train
@@ -32,6 +34,8 @@ def load(*args, **options):
 def push(folder, repo, **options):
     from pathlib import Path
     return hub.push(Path(folder), repo, **options).url
+def listed(org):
+    return hub.models_of(org)
 for job in json.loads(sys.argv[1]):
     name, args, options = job
     try:
@@ -316,6 +320,27 @@ def test_a_load_that_is_killed_leaves_nothing_that_a_later_one_takes_for_whole(
     assert offline["error"] == "HubError"
     (found,) = client(hub, tmp_path, ("load", REPO))
     assert "value" in found
+
+
+def test_an_organisation_lists_the_numbers_of_its_cards(
+    hub: LocalHub, folder: Path, files: Files, tmp_path: Path
+) -> None:
+    config = json.loads(files["config.json"])
+    row = {
+        "metric": "fd",
+        "protocol": "fd[spikezoo-digits,299,test]",
+        "value": 7.25,
+        "samples": 299,
+    }
+    config["measured"]["quality"] = [row]
+    measured = render(config, open_folder(folder).generator).encode()
+    hub.commit("lab/plain", files)
+    hub.commit("lab/measured", {**files, "README.md": measured})
+    hub.commit("lab/other", {"README.md": b"---\ntags: [gan]\n---\n"})
+    (found,) = client(hub, tmp_path, ("listed", "lab"))
+    assert found["value"].keys() == {"lab/plain", "lab/measured"}
+    assert found["value"]["lab/measured"] == "fd[spikezoo-digits,299,test] 7.25"
+    assert "snn_middle" in found["value"]["lab/plain"]
 
 
 # --- what is no model of ours ---------------------------------------------------------------
