@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spikezoo import __version__
+from spikezoo import __version__, cli_measure, cli_publish
+from spikezoo.cli_options import option, recipe_options, spec_of
 from spikezoo.errors import OptionError, SpikeZooError
 
 if TYPE_CHECKING:
-    from spikezoo.spec import Spec
+    pass
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -49,50 +48,6 @@ class _Main(click.Group):
                 raise
             click.echo("spikezoo: interrupted", err=True)
             ctx.exit(INTERRUPTED)
-
-
-option = functools.partial(click.option, show_default=True)
-
-
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The settings of a recipe as options, of every command that trains."""
-    for add in reversed(RECIPE_OPTIONS):
-        command = add(command)
-    return command
-
-
-RECIPE_OPTIONS = (
-    option(
-        "--recipe",
-        type=click.Choice(["default", "paper"]),
-        default="default",
-        help="Settings to start from; the options below replace single ones.",
-    ),
-    option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]"),
-    option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]"),
-    option(
-        "--lr-g",
-        type=float,
-        help="Adam's learning rate of the generator.  [recipe: 1e-3; paper: 2e-4]",
-    ),
-    option(
-        "--lr-d",
-        type=float,
-        help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]",
-    ),
-    option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]"),
-    option(
-        "--ema-halflife-kimg",
-        type=float,
-        help="Half-life of the averaged generator.  [recipe: 10; paper: 0]",
-    ),
-    option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16"]),
-        help="Of convolutions; membrane potentials are float32 always.  "
-        "[default: bf16 where the processor has it]",
-    ),
-)
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -162,7 +117,7 @@ def train(
     **given: Any,
 ) -> None:
     """Train a generator and a discriminator: spikezoo train gen:snn_middle disc:snn@mnist."""
-    spec = _spec(parts)
+    spec = spec_of(parts)
     from spikezoo import memory, recipes
     from spikezoo import train as training
 
@@ -317,68 +272,6 @@ def plugins() -> None:
     click.echo(installed.report())
 
 
-@main.command()
-@click.argument("neurons", nargs=-1, metavar="[NEURON]...")
-@option("--backend", "backends", multiple=True, help="Compare only this one; may be repeated.")
-@option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
-@option("--markdown", type=click.Path(path_type=Path), help="Write the page of the docs here too.")
-def parity(
-    neurons: tuple[str, ...],
-    backends: tuple[str, ...],
-    json_file: Path | None,
-    markdown: Path | None,
-) -> None:
-    """Compare the backends on each NEURON; exit status 1 if one differs from `reference`."""
-    from spikezoo import parity as measured
-    from spikezoo.checkpoint import write_text
-
-    rows = measured.parity(neurons, backends, progress=True)
-    click.echo(measured.as_text(rows))
-    if json_file:
-        write_text(json_file, measured.as_json(rows))
-    if markdown:
-        write_text(markdown, measured.as_markdown(rows))
-    if measured.differs(rows):
-        raise SystemExit(1)
-
-
-@main.command()
-@click.argument("what", type=click.Choice(["neurons", "train", "sample", "growth"]))
-@click.argument("parts", nargs=-1, metavar="[SPEC]")
-@option("--backend", "backends", multiple=True, help="Time only this one; may be repeated.")
-@option("-n", "--n", type=click.IntRange(1), default=256, help="Images that `sample` draws.")
-@option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
-def bench(
-    what: str, parts: tuple[str, ...], backends: tuple[str, ...], n: int, json_file: Path | None
-) -> None:
-    """Measure the speed on this machine, best an idle one: medians of 7 rounds, all in turn.
-
-    `neurons` against relu and the libraries' own nodes; `train` and `sample` of a SPEC (by default
-    gen:snn_middle disc:snn@mnist) against its twin without spikes, and against networks written
-    by hand with the libraries; `growth` of a SPEC's iteration with T and with the batch.
-    """
-    spec = _spec(parts or ("gen:snn_middle+disc:snn@mnist",))
-    if what == "neurons" and parts:
-        raise OptionError("`bench neurons` takes no SPEC")
-    from spikezoo import bench as measured
-    from spikezoo import memory
-    from spikezoo.checkpoint import write_text
-
-    memory.keep_freed()
-    chosen = measured.check_backends(backends)
-    if what == "neurons":
-        rows = measured.neurons(chosen)
-    elif what == "train":
-        rows = measured.train(spec, chosen)
-    elif what == "sample":
-        rows = measured.draw(spec, chosen, n)
-    else:
-        rows = measured.growth(spec)
-    click.echo(measured.as_text(rows))
-    if json_file:
-        write_text(json_file, measured.as_json(rows))
-
-
 @main.group()
 def plugin() -> None:
     """Write a plugin of your own."""
@@ -421,213 +314,7 @@ def show(parts: tuple[str, ...], side: int, revision: str | None, offline: bool)
         known = {key: loaded.info[key] for key in ("training", "measured") if key in loaded.info}
         click.echo("\n" + json.dumps(known, indent=2))
         return
-    click.echo(describe.describe(_spec(parts), side))
-
-
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@option("--half", is_flag=True, help="Store weights as float16: half the size.")
-@option("--license", "licence", default="mit", help="Of the model, by the Hub's identifier.")
-def export(run: Path, folder: Path, half: bool, licence: str) -> None:
-    """Write the newest checkpoint of a RUN as the folder DIR, ready to be published."""
-    from spikezoo import export as exporting
-
-    exporting.export(run, folder, half=half, licence=licence)
-    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    click.echo(f"{folder} written, {size:.1f} MB; next: spikezoo push {folder} ORG/NAME")
-
-
-@main.command()
-@click.argument("source")
-@option("--backend", help="Who computes the probe's spikes.  [default: native]")
-@option("--revision", help="Of a model on the Hub: a branch, tag or commit.")
-def verify(source: str, backend: str | None, revision: str | None) -> None:
-    """Check a published model: hashes, strict loading, the probe's images, every number.
-
-    SOURCE is an exported folder or ORG/NAME of the Hub. Exit status 1 if a check fails.
-    """
-    from spikezoo import export as exporting
-    from spikezoo import hub
-
-    checks = exporting.verify(hub.find(source, revision=revision, whole=True), backend)
-    for check in checks:
-        click.echo(f"{'FAILED' if check.wrong else 'ok':6}  {check.name:7}  {check.found}")
-    if any(check.wrong for check in checks):
-        raise SystemExit(1)
-
-
-@main.command()
-@click.argument("dataset")
-@click.argument("file", type=click.Path(path_type=Path))
-@option("--data", "data_dir", type=click.Path(path_type=Path), help="Where datasets lie.")
-@option("--epochs", type=click.IntRange(1), help="Passes over the images.  [default: its own]")
-@option("--seed", type=int, default=0, help="Of the weights and the order of images.")
-def classifier(
-    dataset: str, file: Path, data_dir: Path | None, epochs: int | None, seed: int
-) -> None:
-    """Train the classifier that DATASET's images are measured with, and write its weights to FILE.
-
-    Those of digits, mnist and cifar10 come with the package.
-    """
-    from spikezoo import classify, memory
-
-    memory.keep_freed()
-    accuracy = classify.train(dataset, file, data_dir=data_dir, epochs=epochs, seed=seed)
-    click.echo(f"{file} written: {accuracy:.2%} of {dataset}'s test images named rightly")
-
-
-@main.command()
-@click.argument("source", metavar="MODEL")
-@option("--dataset", help="Whose test images to compare with.  [default: the model's own]")
-@option("--features", multiple=True, help="What to compare, as NAME,key=value; may be repeated.")
-@option("--metric", "metrics", multiple=True, help="Only this one; may be repeated.")
-@option("-n", "--n", type=click.IntRange(10), default=10_000, help="Images on either side.")
-@option("--seeds", help="Of the generated images, in place of 0 to n - 1.")
-@option("--data", "data_dir", type=click.Path(path_type=Path), help="Where datasets lie.")
-@option("--backend", help="Who computes the spikes.  [default: native]")
-@option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here too.")
-def evaluate(
-    source: str,
-    dataset: str | None,
-    features: tuple[str, ...],
-    metrics: tuple[str, ...],
-    n: int,
-    seeds: str | None,
-    data_dir: Path | None,
-    backend: str | None,
-    json_file: Path | None,
-) -> None:
-    """Measure the distance of a MODEL's images from real ones, each number with its protocol.
-
-    MODEL is a run, an exported folder, or ORG/NAME of the Hub. The floor is what real training
-    images have in place of generated ones. A run keeps its numbers for `export`.
-    """
-    from dataclasses import asdict
-
-    from spikezoo import evaluate as measured
-    from spikezoo import hub, memory, sample
-    from spikezoo.checkpoint import write_json
-
-    memory.keep_freed()
-    folder = hub.find(source)
-    loaded = hub.load(source, backend=backend)
-    chosen = {"metrics": metrics} if metrics else {}
-    rows = measured.evaluate(
-        loaded.generator,
-        dataset or loaded.spec.dataset,
-        features=features,
-        seeds=sample.parse_seeds(seeds) if seeds else range(n),
-        data_dir=data_dir,
-        **chosen,
-    )
-    click.echo(measured.as_text(rows))
-    if (folder / "checkpoints").is_dir() and dataset in (None, loaded.spec.dataset):
-        click.echo(f"\nkept in {measured.keep(rows, folder)}")
-    if json_file:
-        write_json(json_file, [asdict(row) for row in rows])
-
-
-@main.command()
-@click.argument("source", metavar="MODEL")
-@option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder of the pictures.  [default: RUN/inspect; for other models here]",
-)
-@option("--backend", help="Who computes the spikes.  [default: native]")
-def inspect(source: str, out: Path | None, backend: str | None) -> None:
-    """Look inside a MODEL: rates and gradients through time, as a table and as pictures.
-
-    Pictures: a spike raster of seed 0, rates and gradient norms by time step, the images read out
-    after each time step, and an interpolation between two latents.
-    """
-    from spikezoo import hub
-    from spikezoo import inspect as inside
-
-    folder = hub.find(source)
-    loaded = hub.load(source, backend=backend)
-    found = inside.layers(loaded)
-    click.echo(inside.as_text(found))
-    is_run = (folder / "checkpoints").is_dir()
-    for path in inside.draw(loaded, found, out or (folder if is_run else Path()) / "inspect"):
-        click.echo(path)
-
-
-@main.command()
-@click.argument("patterns", nargs=-1, metavar="[SPEC|PATTERN|RUN]...")
-@option("--paper", is_flag=True, help="The paper's set: five generators, two discriminators.")
-@option("--dataset", help="Of all.  [default: that of each SPEC; mnist with --paper]")
-@option(
-    "--seeds", type=click.IntRange(1), default=1, help="Trainings of each, with seeds 0 to K-1."
-)
-@option("--kimg", type=click.FloatRange(0.1), default=300.0, help="Thousands of images for each.")
-@option("--out", type=click.Path(path_type=Path), default=Path("comparison"), help="Folder of all.")
-@option("--data", "data_dir", type=click.Path(path_type=Path), help="Where datasets lie.")
-@option("--features", multiple=True, help="What to compare; the first chooses checkpoints.")
-@option("-n", "--n", type=click.IntRange(10), default=10_000, help="Images on either side.")
-@option("--title", default="Comparison", help="Of the report.")
-@recipe_options
-def compare(
-    patterns: tuple[str, ...],
-    paper: bool,
-    dataset: str | None,
-    seeds: int,
-    kimg: float,
-    out: Path,
-    data_dir: Path | None,
-    features: tuple[str, ...],
-    n: int,
-    title: str,
-    recipe: str,
-    **given: Any,
-) -> None:
-    """Train variants and their twins alike, measure them, and write one report.
-
-    A PATTERN is a SPEC with wildcards, like "gen:snn_*+disc:ann@mnist"; a RUN is measured as it
-    is. Ctrl-C and the same command again go on where it was.
-    """
-    from spikezoo import compare as comparing
-    from spikezoo import memory, recipes, report
-
-    if paper:
-        patterns = (*comparing.PAPER, *patterns)
-        dataset = dataset or "mnist"
-    if not patterns:
-        raise OptionError("give specs, patterns or runs to compare, or --paper")
-    memory.keep_freed()
-    chosen = recipes.settings(recipe, **given)
-    runs = [Path(p) for p in patterns if (Path(p) / "config.json").is_file()]
-    named = [p for p in patterns if Path(p) not in runs]
-    finished = comparing.compare(
-        comparing.expand(named, dataset), chosen, seeds=seeds, kimg=kimg, out=out,
-        data_dir=data_dir, features=features, n=n,
-    )  # fmt: skip
-    finished += [comparing.take(run, data_dir, features, n) for run in runs]
-    trained = " ".join(recipes.arguments({**vars(chosen), "kimg": kimg}))
-    click.echo(report.write(finished, out, title, f"Trained with `spikezoo train {trained}`."))
-
-
-@main.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="RUN|DIR")
-@click.argument("repo", metavar="ORG/NAME")
-@option("--private", is_flag=True, help="Of a repo that is made by this push.")
-@option("--revision", help="Branch to commit to, made if it is missing.  [default: main]")
-@option("--create-pr", is_flag=True, help="Open a pull request in place of a commit.")
-@option("--tag", help="Tag the commit.")
-@option("--message", help="Of the commit.  [default: the model's name]")
-@option("--dry-run", is_flag=True, help="Check all, send nothing.")
-def push(source: Path, repo: str, dry_run: bool, **given: Any) -> None:
-    """Publish a RUN or an exported folder DIR as ORG/NAME on the Hugging Face Hub.
-
-    One commit with all files, or none. Log in first: `hf auth login`.
-    """
-    from spikezoo import hub
-
-    done = hub.push(source, repo, dry_run=dry_run, **given)
-    for name, size in done.files.items():
-        click.echo(f"  {size:>12,}  {name}")
-    click.echo(f"{'would be pushed to' if dry_run else 'pushed to'} {done.url}: {done.message}")
+    click.echo(describe.describe(spec_of(parts), side))
 
 
 def _plain(source: str) -> str:
@@ -635,7 +322,5 @@ def _plain(source: str) -> str:
     return Path(source.partition("@")[0]).name or "model"
 
 
-def _spec(parts: tuple[str, ...]) -> Spec:
-    from spikezoo.spec import Spec
-
-    return Spec.parse(" ".join(parts))
+for command in (*cli_measure.COMMANDS, *cli_publish.COMMANDS):
+    main.add_command(command)

@@ -120,7 +120,7 @@ def test_a_comparison_is_resumable_and_reported(
     # ... and gone on with.
     done = CliRunner().invoke(main, call)
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[-1] == str(out / "report.md")
+    assert done.stdout.splitlines()[-1] == str(out / "report.md")
     assert len(list((out / "runs").iterdir())) == 4
 
     text = (out / "report.md").read_text()
