@@ -20,7 +20,7 @@ flags = [
 setup(
     packages=[*find_packages(include=["spikezoo*"]), "spikezoo.model_cards"],
     package_dir={"spikezoo.model_cards": "model_cards"},
-    package_data={"spikezoo": ["py.typed"], "spikezoo.model_cards": ["*/*"]},
+    package_data={"spikezoo": ["py.typed", "classifiers/*"], "spikezoo.model_cards": ["*/*"]},
     ext_modules=[
         Extension(
             "spikezoo.backends._lif",

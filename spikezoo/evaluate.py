@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def evaluate(
     for metric in metrics:
         if metric not in METRICS:
             raise unknown("metric", metric, METRICS)
-    extractors = [zoo.component("features", f) for f in features or (default_features(dataset),)]
+    chosen = [_spelled(f) for f in features] or [default_features(dataset)]
+    extractors = [zoo.component("features", text) for text in chosen]
     side: int = generator.shape[-1]  # type: ignore[index,assignment]  # part of the contract
     of = registry("datasets").get(dataset)
     test = data.load(of, side=side, split="test", data=data_dir)
@@ -148,8 +150,8 @@ def measure(
     values: dict[str, float] = {}
     by_name: dict[str, Callable[[], float]] = {"fd": lambda: _frechet(real, found, stored)}
     if stored is None:
-        neighbours = _Once(lambda: _precision_recall(real.features, found.features))
-        manifold = _Once(lambda: density_coverage(real.features, found.features))
+        neighbours = cache(lambda: _precision_recall(real.features, found.features))
+        manifold = cache(lambda: density_coverage(real.features, found.features))
         by_name |= {
             "kid": lambda: _kid(real.features, found.features),
             "precision": lambda: neighbours()[0],
@@ -297,18 +299,11 @@ def _generate(generator: nn.Module, seeds: Sequence[int]) -> Tensor:
     return torch.cat([sample.sample(generator, piece).cpu() for piece in bar])
 
 
+def _spelled(text: str) -> str:
+    """As the registry spells it what a protocol writes with hyphens: spikezoo-mnist."""
+    name, comma, options = text.partition(",")
+    return name.replace("-", "_") + comma + options
+
+
 def _thousands(n: int) -> str:
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
-
-
-class _Once:
-    """A function without arguments that is called once."""
-
-    def __init__(self, function: Callable[[], tuple[float, float]]) -> None:
-        self.function = function
-        self.result: tuple[float, float] | None = None
-
-    def __call__(self) -> tuple[float, float]:
-        if self.result is None:
-            self.result = self.function()
-        return self.result
