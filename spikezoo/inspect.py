@@ -168,8 +168,9 @@ def _rates(found: list[Layer], path: Path) -> Path:
         steps = range(1, len(layer.rates) + 1)
         rates.plot(steps, layer.rates, marker="o", label=layer.name)
         gradients.plot(steps, [g or None for g in layer.gradients], marker="o", label=layer.name)
-    rates.set(title="firing rate", xlabel="time step", ylim=(0, 1))
-    gradients.set(title="gradient norm of the current", xlabel="time step", yscale="log")
+    ticks = range(1, max(len(layer.rates) for layer in found) + 1)
+    rates.set(title="firing rate", xlabel="time step", ylim=(0, 1), xticks=ticks)
+    gradients.set(title="gradient of the current", xlabel="time step", yscale="log", xticks=ticks)
     rates.legend(fontsize="x-small")
     return _save(figure, path)
 
@@ -185,7 +186,7 @@ def _raster(model: Model, path: Path) -> Path:
         units = fired[:, 0].flatten(1)  # [T, U]
         shown = units[:, torch.linspace(0, units.shape[1] - 1, SHOWN_UNITS).long()]
         t, unit = shown.nonzero(as_tuple=True)
-        axes.scatter(t + 1, unit, s=2, marker="|")
+        axes.scatter(t + 1, unit, s=12, marker="_")
         axes.set(title=name, xlabel="time step", ylabel="unit", xticks=range(1, len(units) + 1))
     return _save(figure, path)
 

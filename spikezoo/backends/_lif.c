@@ -167,6 +167,16 @@ INLINE void step_forward(float *restrict v, const float *restrict x, float *rest
     }
 }
 
+/* The same, counting the spikes instead of handing them on. */
+INLINE void step_count(float *restrict v, const float *restrict x, float *restrict count, int n,
+                       float beta, float threshold, int hard) {
+    for (int i = 0; i < n; i++) {
+        float h = beta * v[i] + x[i];
+        count[i] += fires(h, threshold);
+        v[i] = after_reset(h, threshold, hard);
+    }
+}
+
 /* h from v before the step, and v after it. */
 INLINE void step_again(float *restrict v, const float *restrict x, float *restrict h, int n,
                        float beta, float threshold, int hard) {
@@ -206,11 +216,14 @@ KERNEL static void forward_block(const lif_call *c, int64_t at, int n, const voi
     for (int64_t t = 0; t < c->T; t++) {
         if (x_stride && t + AHEAD < c->T) fetch(x, (t + AHEAD) * x_stride + at, n, c->bf16);
         if (t == 0 || x_stride) in = row(x, t * x_stride + at, n, c->bf16, wide);
+        if (!s_stride) {
+            if (c->hard) step_count(v, in, total, n, c->beta, c->threshold, 1);
+            else step_count(v, in, total, n, c->beta, c->threshold, 0);
+            continue;
+        }
         if (c->hard) step_forward(v, in, fired, n, c->beta, c->threshold, 1);
         else step_forward(v, in, fired, n, c->beta, c->threshold, 0);
-        if (s_stride) store(s, t * s_stride + at, fired, n, c->bf16, past);
-        else
-            for (int i = 0; i < n; i++) total[i] += fired[i];
+        store(s, t * s_stride + at, fired, n, c->bf16, past);
     }
     if (!s_stride) { /* a sum in bfloat16 is rounded before it is divided */
         if (c->bf16)

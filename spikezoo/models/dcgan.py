@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -343,18 +343,21 @@ class SNNDiscriminator(nn.Module):
             _spectral_norm(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        s = self.spikes[0](expand(self.convs[0](x), self.T))  # [T, N, w, H/2, W/2]
-        for conv, norm, spikes in zip(self.convs[1:], self.norms, self.spikes[1:], strict=True):
-            s = self._drop(s)
-            x = each_step(norm, each_step(conv, s))
-            s = spikes(x)  # down to [T, N, 8w, H/16, W/16]
-        return self.linear(self.readout(self._drop(s)).flatten(1)).squeeze(1)  # [N]
+        x = expand(self.convs[0](x), self.T)  # [T, N, w, H/2, W/2]
+        for conv, norm, spikes in zip(self.convs[1:], self.norms, self.spikes, strict=False):
+            s = self._drop(spikes(x))
+            x = each_step(norm, each_step(conv, s))  # down to [T, N, 8w, H/16, W/16]
+        # One mask for all time steps, so the readout may as well be dropped from.
+        last = cast(Neuron, self.spikes[-1])
+        rates = self.dropout(read_out(last, self.readout, x))  # [N, 8w, H/16, W/16]
+        return self.linear(rates.flatten(1)).squeeze(1)  # [N]
 
     def _drop(self, s: Tensor) -> Tensor:
         """Dropout of whole channels with one mask for all time steps."""
         if not self.training or self.dropout.p == 0:
             return s
-        return s * self.dropout(torch.ones_like(s[0, :, :, :1, :1]))
+        # A whole row of the image, not one pixel of it: long runs in memory to multiply along.
+        return s * self.dropout(torch.ones_like(s[0, :, :, :1]))
 
 
 # --- pieces ---------------------------------------------------------------------------------
