@@ -106,6 +106,7 @@ _BUILTINS: dict[str, dict[str, tuple[str, str]]] = {
     "features": {
         "spikezoo_digits": ("spikezoo.features:Digits", "our classifier of digits, shipped"),
         "spikezoo_mnist": ("spikezoo.features:Mnist", "our classifier of mnist, shipped"),
+        "spikezoo_cifar10": ("spikezoo.features:Cifar10", "our classifier of cifar10, shipped"),
         "fad_fsvae": (
             "spikezoo.features:FsvaeEncoder",
             "the encoder behind published autoencoder distances; weights from path=DIR",

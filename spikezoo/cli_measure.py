@@ -22,7 +22,7 @@ def classifier(
 ) -> None:
     """Train the classifier that DATASET's images are measured with, and write its weights to FILE.
 
-    Those of digits and mnist come with the package.
+    Those of digits, mnist and cifar10 come with the package.
     """
     from spikezoo import classify, memory
 

@@ -73,6 +73,13 @@ class Mnist(ShippedClassifier):
         super().__init__("mnist")
 
 
+class Cifar10(ShippedClassifier):
+    """Our classifier of CIFAR-10."""
+
+    def __init__(self) -> None:
+        super().__init__("cifar10")
+
+
 class FsvaeEncoder(nn.Module):
     """The encoder with which autoencoder distances (FAD) of spiking generators are published.
 

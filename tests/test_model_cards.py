@@ -81,5 +81,5 @@ def test_a_wheel_has_them(tmp_path: Path) -> None:
     wanted = {f"spikezoo/model_cards/{n}/{file}" for n in MODELS for file in export.FILES}
     assert wanted <= names
     assert {"spikezoo/py.typed", "spikezoo/models/dcgan.py", "spikezoo/cli.py"} <= names
-    shipped = ("digits", "mnist")
+    shipped = ("digits", "mnist", "cifar10")
     assert {f"spikezoo/classifiers/{name}.safetensors" for name in shipped} <= names
