@@ -423,9 +423,10 @@ def _stated(info: huggingface_hub.ModelInfo) -> str:
 
 
 def summary(config: dict[str, Any]) -> str:
-    """One line on a published model: its name, and the numbers that were measured."""
+    """One line on a published model: its name, and of what was measured distance and cost."""
     measured = config.get("measured", {})
-    numbers = [f"{row['protocol']} {row['value']:.4g}" for row in measured.get("quality", ())]
+    distances = [row for row in measured.get("quality", ()) if row["metric"] == "fd"]
+    numbers = [f"{row['protocol']} {row['value']:.3g}" for row in distances]
     if "energy_nj" in measured:
         numbers.append(f"{measured['energy_nj'] / 1000:,.0f} uJ an image")
     if measured.get("twin_energy_nj"):
