@@ -90,7 +90,7 @@ def fit(
     torch.manual_seed(seed)
     network = Classifier(pixels.shape[1], width=width, classes=int(labels.max()) + 1)
     network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stub lacks it
-    for epochs, rate in zip(cycles, RATES, strict=False):
+    for epochs, rate in zip(cycles, RATES[: len(cycles)], strict=True):
         _cycle(network, pixels, labels, epochs, rate, flip)
     return network.eval()
 

@@ -9,16 +9,13 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from spikezoo import __version__, cli_measure, cli_publish
 from spikezoo.cli_options import option, recipe_options, spec_of
 from spikezoo.errors import OptionError, SpikeZooError
-
-if TYPE_CHECKING:
-    pass
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 

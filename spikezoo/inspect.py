@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from spikezoo import sample, zoo
 from spikezoo.errors import OptionError
 from spikezoo.model import Model
-from spikezoo.monitor import spiking_layers
+from spikezoo.monitor import save_figure, spiking_layers
 
 SEEDS = range(32)
 SHOWN_UNITS = 200  # of a raster, evenly spread over the layer
@@ -172,7 +170,8 @@ def _rates(found: list[Layer], path: Path) -> Path:
     rates.set(title="firing rate", xlabel="time step", ylim=(0, 1), xticks=ticks)
     gradients.set(title="gradient of the current", xlabel="time step", yscale="log", xticks=ticks)
     rates.legend(fontsize="x-small")
-    return _save(figure, path)
+    save_figure(figure, path)
+    return path
 
 
 def _raster(model: Model, path: Path) -> Path:
@@ -188,11 +187,5 @@ def _raster(model: Model, path: Path) -> Path:
         t, unit = shown.nonzero(as_tuple=True)
         axes.scatter(t + 1, unit, s=12, marker="_")
         axes.set(title=name, xlabel="time step", ylabel="unit", xticks=range(1, len(units) + 1))
-    return _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    temporary = path.with_name(f".writing-{path.name}")
-    figure.savefig(temporary, dpi=80, format="png")
-    os.replace(temporary, path)
+    save_figure(figure, path)
     return path

@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from spikezoo.errors import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A spiking layer below or above these rates passes nothing on; between them lies all that works.
 SILENT, SATURATED = 0.001, 0.999
@@ -113,9 +116,14 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     for axes in (losses, rates, gradients):
         if axes.lines:
             axes.legend(fontsize="x-small")
-    temporary = picture.with_name(f".writing-{picture.name}")
+    save_figure(figure, picture)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
+    temporary = path.with_name(f".writing-{path.name}")
     figure.savefig(temporary, dpi=80, format="png")
-    os.replace(temporary, picture)
+    os.replace(temporary, path)
 
 
 def tensorboard_writer(folder: Path) -> Callable[[dict[str, Any]], None]:

@@ -94,28 +94,15 @@ def _is_traced(current: Tensor) -> bool:
     )
 
 
-def _lif(
-    equation: Equation, current: Tensor, v: Tensor | None, beta: Tensor, T: int
-) -> tuple[Tensor, Tensor]:
-    compute = kernel.forward if kernel.usable(equation, current) else _in_torch(_forward, current)
-    spikes, last = compute(equation, current, v, beta, T)
-    return spikes, last
-
-
-def _lif_backward(
-    equation: Equation,
-    g_spikes: Tensor | None,
-    g_v: Tensor | None,
-    current: Tensor,
-    v: Tensor | None,
-    beta: Tensor,
-    T: int,
-    learns: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    usable = kernel.usable(equation, current)
-    compute = kernel.backward if usable else _in_torch(_backward, current)
-    g_current, g_first, g_beta = compute(equation, g_spikes, g_v, current, v, beta, T, learns)
-    return g_current, g_first, g_beta
+def _choose(
+    equation: Equation, current: Tensor, by_kernel: Callable[..., Any], in_torch: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Who computes: the kernel where it can, else torch, compiled on some devices."""
+    if kernel.usable(equation, current):
+        return by_kernel
+    if current.device.type in COMPILED_ON:
+        return compiled.or_plain(in_torch, "the operator of lif, if and plif")
+    return in_torch
 
 
 # --- the operators --------------------------------------------------------------------------
@@ -137,7 +124,8 @@ def lif(
 ) -> tuple[Tensor, Tensor]:
     """Current [T or 1, N, *], first v [N, *] or None, beta [] -> spikes [T, N, *], last v."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
-    return _lif(equation, current, v, beta, T)
+    compute = _choose(equation, current, kernel.forward, _forward)
+    return compute(equation, current, v, beta, T)
 
 
 @lif.register_fake
@@ -188,7 +176,8 @@ def lif_backward(
     the current, summed over T if it is one step, of the first v, empty if that is None, and of
     beta, 0 unless it learns."""
     equation = Equation(threshold, reset, detach_reset, surrogate, alpha)
-    return _lif_backward(equation, g_spikes, g_v, current, v, beta, T, learns)
+    compute = _choose(equation, current, kernel.backward, _backward)
+    return compute(equation, g_spikes, g_v, current, v, beta, T, learns)
 
 
 @lif_backward.register_fake
@@ -220,7 +209,10 @@ def _differentiate(
         found = _gradients_with_graph(ctx.equation, g_spikes, g_v, current, v, beta, ctx.T)
     else:
         rest = (g_spikes, g_v, current, v, beta, ctx.T, ctx.needs_input_grad[2])
-        found = lif_backward(*rest, *ctx.equation) if op else _lif_backward(ctx.equation, *rest)
+        if op:
+            found = lif_backward(*rest, *ctx.equation)
+        else:
+            found = _choose(ctx.equation, current, kernel.backward, _backward)(ctx.equation, *rest)
     wanted = zip(found, ctx.needs_input_grad[: len(found)], strict=True)
     return *(g if needed else None for g, needed in wanted), None, *(None for _ in ctx.equation)
 
@@ -242,7 +234,8 @@ class _Lif(torch.autograd.Function):
         ctx: Any, current: Tensor, v: Tensor | None, beta: Tensor, T: int, *equation: Any
     ) -> tuple[Tensor, Tensor]:
         _keep(ctx, (current, v, beta, T, *equation), None)
-        return _lif(ctx.equation, current, v, beta, T)
+        compute = _choose(ctx.equation, current, kernel.forward, _forward)
+        return compute(ctx.equation, current, v, beta, T)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -263,12 +256,6 @@ class _LifRate(torch.autograd.Function):
 
 
 # --- in torch -------------------------------------------------------------------------------
-
-
-def _in_torch(function: Callable[..., Any], current: Tensor) -> Callable[..., Any]:
-    if current.device.type in COMPILED_ON:
-        return compiled.or_plain(function, "the operator of lif, if and plif")
-    return function
 
 
 def _forward(

@@ -344,7 +344,7 @@ class SNNDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = expand(self.convs[0](x), self.T)  # [T, N, w, H/2, W/2]
-        for conv, norm, spikes in zip(self.convs[1:], self.norms, self.spikes, strict=False):
+        for conv, norm, spikes in zip(self.convs[1:], self.norms, self.spikes[:-1], strict=True):
             s = self._drop(spikes(x))
             x = each_step(norm, each_step(conv, s))  # down to [T, N, 8w, H/16, W/16]
         # One mask for all time steps, so the readout may as well be dropped from.
