@@ -139,7 +139,8 @@ def compare(
     """Train variants and their twins alike, measure them, and write one report.
 
     A PATTERN is a SPEC with wildcards, like "gen:snn_*+disc:ann@mnist"; a RUN is measured as it
-    is. Ctrl-C and the same command again go on where it was.
+    is. Ctrl-C and the same command again go on where it was. The report is of all that is done in
+    the folder, so that a comparison can be made in several calls.
     """
     from spikezoo import compare as comparing
     from spikezoo import memory, recipes, report
@@ -157,7 +158,7 @@ def compare(
         comparing.expand(named, dataset), chosen, seeds=seeds, kimg=kimg, out=out,
         data_dir=data_dir, features=features, n=n,
     )  # fmt: skip
-    finished += [comparing.take(run, data_dir, features, n) for run in runs]
+    finished += [comparing.take(run, out, data_dir, features, n) for run in runs]
     trained = " ".join(recipes.arguments({**vars(chosen), "kimg": kimg}))
     click.echo(report.write(finished, out, title, f"Trained with `spikezoo train {trained}`."))
 

@@ -1,8 +1,10 @@
 """Spiking variants against their twins under one recipe: trained, measured, and put in words.
 
-A comparison trains every pair with every seed in ten stages, measures the chosen distance after
-each, and keeps the best stage: GANs diverge, and where one does the report says so. Everything is
-resumable; what is done is not done again.
+A comparison trains every pair with every seed in six stages, measures the chosen distance after
+each, and keeps the best stage: GANs diverge, and where one does the report says so.
+
+Its folder is the comparison. `journal/` holds all that was found of each pair and seed; what is
+done there is not done again, and a report is of everything that is done, whichever command did it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,23 +22,22 @@ from typing import Any
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from spikezoo import checkpoint, cost, evaluate, model, zoo
+from spikezoo import checkpoint, cost, evaluate, model, sample, zoo
 from spikezoo.catalog import names
+from spikezoo.cost import Cost
 from spikezoo.describe import TWIN
 from spikezoo.errors import OptionError, SpecError, TrainingError
 from spikezoo.recipes import Settings
 from spikezoo.spec import Spec
 from spikezoo.train import train
 
-PAPER = tuple(
-    f"gen:{gen}+disc:{disc}"
-    for disc in ("ann", "snn")
-    for gen in ("ann", "snn_front", "snn_middle", "snn_back", "snn_extractor")
-)
+GENERATORS = ("ann", "snn_front", "snn_middle", "snn_back", "snn_extractor")
+PAPER = tuple(f"gen:{gen}+disc:{disc}" for disc in ("ann", "snn") for gen in GENERATORS)
 """The paper's own set: five generators against two discriminators."""
 
-STAGES = 10
+STAGES = 6
 CONFIDENCE = 0.95
+SHOWN = range(32)  # seeds in a grid
 # A final distance this many times the best one is called divergence.
 DIVERGED = 1.5
 
@@ -45,18 +46,23 @@ DIVERGED = 1.5
 class Finished:
     """A trained pair, measured at its best stage.
 
-    `history` is (kimg, distance) after each stage; `failed` what stopped the training, if
-    anything did.
+    Attributes:
+        grid: a picture of its first images.
+        history: (kimg, distance) after each stage.
+        values: by protocol; `floors` are those of real training images.
+        cost: of one image.
+        images_per_second: how fast it drew where it was measured.
+        failed: what stopped the training, if anything did.
     """
 
     spec: Spec
     seed: int
-    folder: Path
+    grid: Path
     history: tuple[tuple[float, float], ...]
-    values: dict[str, float]  # by protocol
+    values: dict[str, float]
     floors: dict[str, float]
-    energy_nj: float
-    rates: dict[str, float]
+    cost: Cost
+    images_per_second: float
     failed: str = ""
 
     @property
@@ -122,43 +128,61 @@ def compare(
     features: Sequence[str] = (),
     n: int = 10_000,
 ) -> list[Finished]:
-    """Trains and measures every spec with seeds 0 to seeds - 1; goes on where it was stopped."""
+    """Trains and measures every spec with seeds 0 to seeds - 1; goes on where it was stopped.
+
+    Returns all that is done in the folder, what other calls did there included.
+
+    Raises:
+        OptionError: the folder is of other settings; says to choose another.
+    """
+    asked = {"kimg": kimg, "features": list(features), "n": n, "settings": asdict(chosen)}
     jobs = [(spec, seed) for seed in range(seeds) for spec in specs]
-    finished = []
     for spec, seed in tqdm(jobs, "pairs", unit="pair", disable=None):
-        settings = replace(chosen, seed=seed)
-        finished.append(_finish(spec, settings, kimg, out, data_dir, features, n))
-    return finished
+        _finish(spec, replace(chosen, seed=seed), asked, out, data_dir)
+    return done(out)
 
 
-def take(run: Path, data_dir: Path | None, features: Sequence[str], n: int) -> Finished:
-    """A finished run from elsewhere, measured as it is."""
+def done(out: Path) -> list[Finished]:
+    """What is finished in a comparison's folder."""
+    found = []
+    for path in (out / "journal").glob("*.json"):
+        stored = json.loads(path.read_text())
+        if stored["found"]:
+            found.append(_finished(stored, out / "grids" / f"{path.stem}.png"))
+    return sorted(found, key=_order)
+
+
+def take(run: Path, out: Path, data_dir: Path | None, features: Sequence[str], n: int) -> Finished:
+    """A finished run from elsewhere, measured as it is; its grid is written to `out`."""
     loaded = model.open_folder(run)
-    kimg = loaded.config["training"]["kimg"]
+    training = loaded.config["training"]
     rows = _measure(loaded, data_dir, features, n)
-    history = ((kimg, rows[0].value),)
-    seed = int(loaded.config["training"]["seed"])
-    return _described(loaded, run, seed, history, rows, "")
+    grid = _grid(loaded, out / "grids" / f"{loaded.spec.slug}-seed{training['seed']}.png")
+    return _finished(
+        {
+            "spec": str(loaded.spec),
+            "seed": training["seed"],
+            "history": [(training["kimg"], rows[0].value)],
+            "failed": "",
+            "found": _found(loaded, rows),
+        },
+        grid,
+    )
 
 
 def _finish(
-    spec: Spec,
-    settings: Settings,
-    kimg: float,
-    out: Path,
-    data_dir: Path | None,
-    features: Sequence[str],
-    n: int,
-) -> Finished:
+    spec: Spec, settings: Settings, asked: dict[str, Any], out: Path, data_dir: Path | None
+) -> None:
+    """Trains one pair to its end, in stages, and keeps in the journal what is found."""
+    kimg, features, n = asked["kimg"], asked["features"], asked["n"]
     name = f"{spec.slug}-seed{settings.seed}"
-    best = out / "best" / name
     journal = out / "journal" / f"{name}.json"
-    asked = {"kimg": kimg, "features": list(features), "n": n, "settings": vars(settings)}
-    done = _journal(journal, asked)
-    history: list[tuple[float, float]] = [(a, b) for a, b in done["history"]]
-    failed: str = done["failed"]
-    for stage in range(len(history) + 1, STAGES + 1):
-        if failed:
+    best = out / "best" / name
+    options = {part.kind: zoo.resolve(part) for part in (spec.gen, spec.disc)}
+    wanted = {"spec": str(spec), "seed": settings.seed, "options": options, "asked": asked}
+    entry = _entry(journal, wanted)
+    for stage in range(len(entry["history"]) + 1, STAGES + 1):
+        if entry["failed"]:
             break
         try:
             result = train(
@@ -166,23 +190,26 @@ def _finish(
                 resume=True, snapshot_kimg=kimg / STAGES,
             )  # fmt: skip
         except TrainingError as error:
-            failed = str(error)
-            if not history:
+            if not entry["history"]:
                 raise
+            entry["failed"] = str(error)
+            _write(journal, entry)
             break
         if not result.finished:
             raise KeyboardInterrupt
         loaded = model.open_folder(result.run)
         (row,) = _measure(loaded, data_dir, features[:1], n, ("fd",))
-        if not history or row.value < min(value for _, value in history):
+        if row.value < min((value for _, value in entry["history"]), default=math.inf):
             _keep(result.run, best)
-        history.append((kimg * stage / STAGES, row.value))
-        _write(journal, asked, history, failed)
-    _write(journal, asked, history, failed)
-    loaded = model.open_folder(best)
-    rows = _measure(loaded, data_dir, features, n)
-    evaluate.keep(rows, best)
-    return _described(loaded, best, settings.seed, tuple(history), rows, failed)
+        entry["history"].append((kimg * stage / STAGES, row.value))
+        _write(journal, entry)
+    if not entry["found"]:
+        loaded = model.open_folder(best)
+        rows = _measure(loaded, data_dir, features, n)
+        evaluate.keep(rows, best)
+        _grid(loaded, out / "grids" / f"{name}.png")
+        entry["found"] = _found(loaded, rows)
+        _write(journal, entry)
 
 
 def _measure(
@@ -199,26 +226,41 @@ def _measure(
     )  # fmt: skip
 
 
-def _described(
-    loaded: model.Model,
-    folder: Path,
-    seed: int,
-    history: tuple[tuple[float, float], ...],
-    rows: Sequence[evaluate.Row],
-    failed: str,
-) -> Finished:
-    spent = cost.cost(loaded.generator)
+def _found(loaded: model.Model, rows: Sequence[evaluate.Row]) -> dict[str, Any]:
+    return {
+        "values": {row.protocol: row.value for row in rows},
+        "floors": {row.protocol: row.floor for row in rows},
+        "cost": asdict(cost.cost(loaded.generator)),
+        "images_per_second": cost.images_per_second(loaded.generator),
+    }
+
+
+def _finished(entry: dict[str, Any], grid: Path) -> Finished:
+    found = entry["found"]
     return Finished(
-        loaded.spec,
-        seed,
-        folder,
-        history,
-        {row.protocol: row.value for row in rows},
-        {row.protocol: row.floor for row in rows},
-        spent.energy_nj,
-        spent.rates,
-        failed,
+        zoo.canonical(Spec.parse(entry["spec"])),
+        entry["seed"],
+        grid,
+        tuple((kimg, value) for kimg, value in entry["history"]),
+        found["values"],
+        found["floors"],
+        Cost(**found["cost"]),
+        found["images_per_second"],
+        entry["failed"],
     )
+
+
+def _order(run: Finished) -> tuple[str, str, int, str, int]:
+    """Where a report has a run: by dataset and discriminator, generators as the paper has them."""
+    name, spec = run.spec.gen.name, run.spec
+    place = GENERATORS.index(name) if name in GENERATORS else len(GENERATORS)
+    return spec.dataset, str(spec.disc), place, str(spec), run.seed
+
+
+def _grid(loaded: model.Model, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sample.save_grid(loaded.sample(SHOWN), path, columns=8)
+    return path
 
 
 def _keep(run: Path, best: Path) -> None:
@@ -233,27 +275,23 @@ def _keep(run: Path, best: Path) -> None:
     temporary.rename(best)
 
 
-def _journal(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """What was done of a pair; from the start if something else was asked for then.
-
-    Raises:
-        OptionError: it was done under other settings; says which folder to choose anew.
-    """
+def _entry(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The journal of a pair and seed, or a new one."""
+    wanted = json.loads(json.dumps(wanted))
     if not path.exists():
-        return {"history": [], "failed": ""}
+        return {**wanted, "history": [], "failed": "", "found": None}
     stored: dict[str, Any] = json.loads(path.read_text())
-    if stored["asked"] != json.loads(json.dumps(asked)):
+    if any(stored[key] != value for key, value in wanted.items()):
         raise OptionError(
-            f"{path} is of a comparison with other settings ({stored['asked']}); give another --out"
+            f"{path} is of a comparison with other settings ({stored['options']}, "
+            f"{stored['asked']}); give another --out"
         )
     return stored
 
 
-def _write(
-    path: Path, asked: dict[str, Any], history: list[tuple[float, float]], failed: str
-) -> None:
+def _write(path: Path, entry: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, {"asked": asked, "history": history, "failed": failed})
+    checkpoint.write_json(path, entry)
 
 
 # --- statistics -----------------------------------------------------------------------------

@@ -11,6 +11,8 @@ memory. Energies per operation: 45 nm, 32-bit floating point (Horowitz, ISSCC 20
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +22,9 @@ from spikingjelly.activation_based.op_counter import ACCounter, DispatchCounterM
 from torch import Tensor, nn
 
 from spikezoo import readouts
+from spikezoo.model import spikes_of
 from spikezoo.monitor import firing_rates
-from spikezoo.sample import latents
+from spikezoo.sample import latents, sample
 
 PJ_PER_MAC, PJ_PER_AC = 4.6, 0.9
 # From this many spikes per neuron and image on, spikes cost more than the values they stand for.
@@ -34,16 +37,43 @@ _READOUTS = (readouts.Mean, readouts.Membrane, readouts.Weighted)
 
 @dataclass(frozen=True)
 class Cost:
-    """Per image, by layer: MACs, ACs, firing rates of spiking layers (mean over T, N and units)."""
+    """Per image, by layer: MACs, ACs, and of spiking layers the firing rate (mean over T, N and
+    units) and T."""
 
     macs: dict[str, float]
     acs: dict[str, float]
     rates: dict[str, float]
+    T: dict[str, int]
 
     @property
     def energy_nj(self) -> float:
         """Energy of the counted operations of one image, in nanojoule."""
-        return (sum(self.macs.values()) * PJ_PER_MAC + sum(self.acs.values()) * PJ_PER_AC) / 1000
+        return self.values_nj + self.spikes_nj
+
+    @property
+    def costly(self) -> list[str]:
+        """The spiking layers whose spikes cost more than values would."""
+        return [name for name, rate in self.rates.items() if rate * self.T[name] > BREAK_EVEN]
+
+    @property
+    def values_nj(self) -> float:
+        """The part of it in layers that are fed by values."""
+        return sum(self.macs.values()) * PJ_PER_MAC / 1000
+
+    @property
+    def spikes_nj(self) -> float:
+        """The part of it in layers that are fed by spikes."""
+        return sum(self.acs.values()) * PJ_PER_AC / 1000
+
+
+def images_per_second(generator: nn.Module, n: int = 256) -> float:
+    """How fast a generator draws here: the median of three times n images."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        sample(generator, range(n), next(generator.parameters()).device)
+        seconds.append(time.perf_counter() - began)
+    return n / statistics.median(seconds)
 
 
 @torch.no_grad()
@@ -61,7 +91,9 @@ def cost(generator: nn.Module) -> Cost:
         # consumes them at once is counted here; what follows has seen T times too many images.
         with _steps_for_readouts(generator):
             acs |= _count(generator, z)[1]
-    return Cost({name: n for name, n in macs.items() if name not in acs}, acs, dict(rates))
+    steps = {name: len(spikes) for name, spikes in spikes_of(generator, [0]).items()}
+    macs = {name: n for name, n in macs.items() if name not in acs}
+    return Cost(macs, acs, dict(rates), steps)
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def measure(generator: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     found = {
         "parameters": parameters(generator),
         "rates": {name: round(rate, 5) for name, rate in spent.rates.items()},
-        "T": {name: len(spikes) for name, spikes in model.spikes_of(generator, [0]).items()},
+        "T": spent.T,
         "macs": {name: round(n) for name, n in spent.macs.items()},
         "acs": {name: round(n) for name, n in spent.acs.items()},
         "energy_nj": round(spent.energy_nj, 1),

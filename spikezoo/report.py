@@ -9,21 +9,39 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from spikezoo import checkpoint, model, sample
-from spikezoo.compare import Estimate, Finished, estimate, ratio, twin, verdict
-from spikezoo.cost import BREAK_EVEN, PJ_PER_AC, PJ_PER_MAC
+from spikezoo import checkpoint
+from spikezoo.compare import (
+    DIVERGED,
+    STAGES,
+    Estimate,
+    Finished,
+    estimate,
+    ratio,
+    twin,
+    verdict,
+)
+from spikezoo.cost import PJ_PER_AC, PJ_PER_MAC, Cost
 
-COLUMNS = ("fd", "kid", "precision", "recall", "density", "coverage", "score", "label_kl")
+QUALITY = ("fd", "kid", "precision", "recall", "density", "coverage", "score", "label_kl")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A spec over its seeds: each protocol's estimate, and how it compares with its twin."""
+    """A spec over its seeds, and how it compares with its twin.
+
+    Attributes:
+        values: by protocol; the first is the distance that chose the checkpoints.
+        to_twin: that distance as a part of the twin's.
+        energy_nj: of one image, a mean over seeds; `energy_to_twin` as a part of the twin's.
+        spiking_to_twin: the energy of the layers that spikes feed, as a part of what the twin
+            spends on all but the layers that values feed here. None if spikes feed none.
+    """
 
     spec: str
     runs: list[Finished]
@@ -31,19 +49,19 @@ class Variant:
     to_twin: Estimate | None
     energy_nj: float
     energy_to_twin: float | None
+    spiking_to_twin: float | None
     verdict: str
 
 
 def write(finished: Sequence[Finished], out: Path, title: str, about: str) -> Path:
-    """Writes report.md, report.html, report.json, report.csv and grids/*.png; returns the first."""
+    """Writes report.md, report.html, report.json and report.csv to where the runs' grids lie in
+    grids/; returns the first."""
     out.mkdir(parents=True, exist_ok=True)
     variants = summarise(finished)
-    grids = {run.folder: _grid(run, out / "grids") for run in finished}
     checkpoint.write_text(out / "report.csv", _csv(finished))
     checkpoint.write_json(out / "report.json", {"title": title, "variants": _json(variants)})
-    text = _markdown(variants, grids, title, about)
-    checkpoint.write_text(out / "report.md", text)
-    checkpoint.write_text(out / "report.html", _page(variants, grids, out, title, about))
+    checkpoint.write_text(out / "report.md", _markdown(variants, title, about))
+    checkpoint.write_text(out / "report.html", _page(variants, title, about))
     return out / "report.md"
 
 
@@ -55,89 +73,114 @@ def summarise(finished: Sequence[Finished]) -> list[Variant]:
     variants = []
     for name, runs in by_spec.items():
         values = {p: estimate([run.values[p] for run in runs]) for p in runs[0].values}
-        energy = sum(run.energy_nj for run in runs) / len(runs)
+        energy = fmean(run.cost.energy_nj for run in runs)
         others = by_spec.get(str(twin(runs[0].spec)), [])
-        to_twin = energy_ratio = None
+        to_twin = energy_to_twin = spiking_to_twin = None
         said = "the twin" if others is runs else "its twin was not trained"
         if others and others is not runs:
-            first = next(iter(runs[0].values))  # the distance that chose the checkpoints
+            first = next(iter(values))
             to_twin = ratio([r.values[first] for r in runs], [r.values[first] for r in others])
-            energy_ratio = energy / (sum(r.energy_nj for r in others) / len(others))
-            said = verdict(to_twin, energy_ratio)
-        variants.append(Variant(name, runs, values, to_twin, energy, energy_ratio, said))
+            whole = fmean(r.cost.energy_nj for r in others)
+            energy_to_twin = energy / whole
+            said = verdict(to_twin, energy_to_twin)
+            if runs[0].cost.acs:
+                kept = fmean(run.cost.values_nj for run in runs)
+                spiking_to_twin = fmean(run.cost.spikes_nj for run in runs) / (whole - kept)
+        variants.append(
+            Variant(name, runs, values, to_twin, energy, energy_to_twin, spiking_to_twin, said)
+        )
     return variants
-
-
-def _grid(run: Finished, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{run.spec.slug}-seed{run.seed}.png"
-    images = model.open_folder(run.folder).sample(range(32))
-    sample.save_grid(images, path, columns=8)
-    return path
 
 
 # --- tables ---------------------------------------------------------------------------------
 
 
-def _rows(variants: Sequence[Variant]) -> list[list[str]]:
-    """Head and rows of the table of all variants, with the floor as last row."""
-    protocols = [
-        p for p in variants[0].values if p.partition("[")[0] in COLUMNS or p.startswith("fd[")
-    ]
-    head = ["variant", *protocols, "to its twin", "energy, uJ", "rates", "best at, kimg", "verdict"]
+Table = list[list[str]]
+
+
+def _tables(variants: Sequence[Variant]) -> dict[str, Table]:
+    """Heading -> head and rows."""
+    return {"Verdict": _verdicts(variants), "Quality": _quality(variants), "Cost": _costs(variants)}
+
+
+def _verdicts(variants: Sequence[Variant]) -> Table:
+    first = next(iter(variants[0].values))
+    head = ["variant", "seeds", first, "to its twin", "energy", "best at, kimg", "verdict"]
     rows = [head]
-    for variant in variants:
-        stages = ", ".join(
-            f"{run.best[0]:g}{' (diverged)' if run.diverged else ''}" for run in variant.runs
-        )
+    for v in variants:
+        stages = ", ".join(f"{r.best[0]:g}{' (diverged)' if r.diverged else ''}" for r in v.runs)
+        energy = f"{v.energy_nj / 1000:.1f} uJ"
+        to_twin = str(v.to_twin or "")
+        cells = [v.spec, str(len(v.runs)), str(v.values[first]), to_twin, energy, stages, v.verdict]
+        rows.append(cells)
+    floor = variants[0].runs[0].floors[first]
+    return [*rows, ["real training images", "", f"{floor:.3g}", "", "", "", ""]]
+
+
+def _quality(variants: Sequence[Variant]) -> Table:
+    protocols = [p for p in variants[0].values if p.partition("[")[0] in QUALITY]
+    rows = [[v.spec, *(str(v.values[p]) for p in protocols)] for v in variants]
+    floors = variants[0].runs[0].floors
+    last = ["real training images", *(f"{floors[p]:.3g}" for p in protocols)]
+    return [["variant", *protocols], *rows, last]
+
+
+def _costs(variants: Sequence[Variant]) -> Table:
+    head = [
+        *["variant", "MACs", "ACs", "firing rates", "energy, uJ", "of its twin's"],
+        *["spiking part of its twin's", "images/s"],
+    ]
+    rows = [head]
+    for v in variants:
+        costs = [run.cost for run in v.runs]
         rows.append(
             [
-                variant.spec,
-                *(str(variant.values[p]) for p in protocols),
-                str(variant.to_twin or ""),
-                f"{variant.energy_nj / 1000:.1f}",
-                ", ".join(_rates(variant.runs[0])),
-                stages,
-                variant.verdict,
+                v.spec,
+                f"{fmean(sum(c.macs.values()) for c in costs):,.0f}",
+                f"{fmean(sum(c.acs.values()) for c in costs):,.0f}",
+                ", ".join(_rates(costs)),
+                f"{v.energy_nj / 1000:.1f}",
+                f"{v.energy_to_twin:.2f}" if v.energy_to_twin else "",
+                f"{v.spiking_to_twin:.2f}" if v.spiking_to_twin else "",
+                f"{fmean(run.images_per_second for run in v.runs):,.0f}",
             ]
         )
-    floors = variants[0].runs[0].floors
-    rows.append(["real training images", *(f"{floors[p]:.3g}" for p in protocols), *[""] * 5])
     return rows
 
 
-def _rates(run: Finished) -> list[str]:
-    steps = {name: len(s) for name, s in model.open_folder(run.folder).spikes([0]).items()}
+def _rates(costs: Sequence[Cost]) -> list[str]:
+    """Mean firing rates of the spiking layers, those flagged that cost more than values would."""
     return [
-        f"{name} {rate:.2f}"
-        + (" (costs more than values)" if rate * steps[name] > BREAK_EVEN else "")
-        for name, rate in run.rates.items()
+        f"{name} {fmean(c.rates[name] for c in costs):.2f}"
+        + (" (costs more than values)" if name in costs[0].costly else "")
+        for name in costs[0].rates
     ]
 
 
-def _explained(about: str, variants: Sequence[Variant]) -> list[str]:
-    seeds = len(variants[0].runs)
-    interval = "mean (95 % interval)" if seeds > 1 else "one seed, so no interval"
+def _explained(variants: Sequence[Variant], about: str) -> list[str]:
+    first = next(iter(variants[0].values))
     return [
         about,
-        f"Seeds: {seeds}; {interval}. Each run is measured at the best of its stages by the first "
-        "distance; where the last stage is 1.5 times worse it is marked as diverged.",
-        f"Energy: an estimate of one image's, {PJ_PER_MAC} pJ per multiply-accumulate and "
-        f"{PJ_PER_AC} pJ per accumulate (45 nm), computation only.",
+        "Numbers are means over seeds, with the 95 % interval where there are several. Each run is "
+        f"measured at the best of its {STAGES} stages by {first}; where the last stage is "
+        f"{DIVERGED} times worse it is marked as diverged.",
+        f"Energy: an estimate of one image's, {PJ_PER_MAC} pJ per multiply-accumulate (MAC) and "
+        f"{PJ_PER_AC} pJ per accumulate (AC), 45 nm, computation only. Spiking part: the layers "
+        "that spikes feed, against what the twin computes in their place.",
     ]
 
 
-def _markdown(variants: Sequence[Variant], grids: dict[Path, Path], title: str, about: str) -> str:
-    head, *rows = _rows(variants)
-    lines = [f"# {title}", "", *(f"{line}\n" for line in _explained(about, variants))]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+def _markdown(variants: Sequence[Variant], title: str, about: str) -> str:
+    lines = [f"# {title}", "", *(f"{line}\n" for line in _explained(variants, about))]
+    for heading, (head, *rows) in _tables(variants).items():
+        lines += [f"## {heading}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     for heading, chosen in _sections(variants):
-        lines += ["", f"## {heading}"]
+        lines += [f"## {heading}", ""]
         for variant in chosen:
-            lines += ["", f"`{variant.spec}`: {variant.verdict}", ""]
-            lines += [f"![{run.spec.slug}](grids/{grids[run.folder].name})" for run in variant.runs]
-    return "\n".join(lines) + "\n"
+            lines += [f"`{variant.spec}`: {variant.verdict}", ""]
+            lines += [f"![{run.spec.slug}](grids/{run.grid.name})" for run in variant.runs] + [""]
+    return "\n".join(lines)
 
 
 def _sections(variants: Sequence[Variant]) -> list[tuple[str, list[Variant]]]:
@@ -148,11 +191,7 @@ def _sections(variants: Sequence[Variant]) -> list[tuple[str, list[Variant]]]:
     return list(found.items())
 
 
-def _page(
-    variants: Sequence[Variant], grids: dict[Path, Path], out: Path, title: str, about: str
-) -> str:
-    head, *rows = _rows(variants)
-
+def _page(variants: Sequence[Variant], title: str, about: str) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
@@ -163,15 +202,19 @@ def _page(
         "td,th{border:1px solid #bbb;padding:.3em .6em;text-align:left}"
         "figure{display:inline-block;margin:.5em}img{image-rendering:pixelated}</style>",
         f"<h1>{html.escape(title)}</h1>",
-        *(f"<p>{html.escape(line)}</p>" for line in _explained(about, variants)),
-        "<table>" + row(head, "th") + "".join(row(r, "td") for r in rows) + "</table>",
-        f"<h2>Distance over training</h2><img src='{_inline(_curves(variants))}' alt='curves'>",
+        *(f"<p>{html.escape(line)}</p>" for line in _explained(variants, about)),
     ]
+    for heading, (head, *rows) in _tables(variants).items():
+        table = row(head, "th") + "".join(row(r, "td") for r in rows)
+        parts.append(f"<h2>{heading}</h2><table>{table}</table>")
+    parts.append(
+        f"<h2>Distance over training</h2><img src='{_inline(_curves(variants))}' alt='curves'>"
+    )
     for heading, chosen in _sections(variants):
         parts.append(f"<h2>{html.escape(heading)}</h2>")
         for variant in chosen:
             for run in variant.runs:
-                picture = _inline(grids[run.folder].read_bytes())
+                picture = _inline(run.grid.read_bytes())
                 caption = html.escape(f"{variant.spec}, seed {run.seed}")
                 parts.append(
                     f"<figure><img src='{picture}' alt='{caption}'>"
@@ -219,6 +262,7 @@ def _json(variants: Sequence[Variant]) -> list[dict[str, Any]]:
             "to_twin": vars(v.to_twin) if v.to_twin else None,
             "energy_nj": v.energy_nj,
             "energy_to_twin": v.energy_to_twin,
+            "spiking_to_twin": v.spiking_to_twin,
             "verdict": v.verdict,
             "runs": [
                 {
@@ -226,7 +270,8 @@ def _json(variants: Sequence[Variant]) -> list[dict[str, Any]]:
                     "history": run.history,
                     "diverged": run.diverged,
                     "failed": run.failed,
-                    "rates": run.rates,
+                    "cost": vars(run.cost),
+                    "images_per_second": run.images_per_second,
                     "values": run.values,
                     "floors": run.floors,
                 }

@@ -2,18 +2,22 @@
 
 import base64
 import csv
+import dataclasses
 import json
 import math
 import re
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import spikezoo
 from spikezoo import compare, evaluate, report
 from spikezoo.cli import main
+from spikezoo.cost import Cost
 from spikezoo.errors import OptionError, SpecError
 from spikezoo.recipes import settings
 from spikezoo.spec import Spec
@@ -92,6 +96,37 @@ def test_verdicts(interval: tuple[float, float | None, float | None], words: str
     assert "0.40 times its energy" in compare.verdict(compare.Estimate(*interval), 0.4)
 
 
+def _found(name: str, cost: Cost, distance: float) -> compare.Finished:
+    spec = spikezoo.zoo.canonical(Spec.parse(f"gen:{name}+disc:ann@digits"))
+    values = {"fd[x]": distance}
+    return compare.Finished(
+        spec, 0, Path("grid.png"), ((1.0, distance),), values, values, cost, 1.0
+    )
+
+
+def test_the_spiking_part_is_held_against_what_the_twin_computes_in_its_place() -> None:
+    # The twin spends 4.6 pJ on each of 1000 + 3000 MACs; 4000 ACs at 0.9 pJ stand for the 3000.
+    ann = _found("ann", Cost({"a": 1e6, "b": 3e6}, {}, {}, {}), 2.0)
+    middle = _found("snn_middle", Cost({"a": 1e6}, {"b": 4e6}, {"s": 0.5}, {"s": 4}), 1.0)
+    _, found = report.summarise([ann, middle])
+    assert found.spiking_to_twin == pytest.approx(4 * 0.9 / (3 * 4.6))
+    assert found.energy_to_twin == pytest.approx((4.6 + 4 * 0.9) / (4 * 4.6))
+    assert found.to_twin == compare.Estimate(pytest.approx(0.5))
+    # Pixels that are spikes feed no layer.
+    _, found = report.summarise([ann, _found("snn_back", ann.cost, 1.0)])
+    assert found.spiking_to_twin is None
+
+
+def test_layers_whose_spikes_cost_more_than_values_are_flagged(tmp_path: Path) -> None:
+    rates, steps = {"rare": 0.5, "often": 0.65}, {"rare": 8, "often": 8}  # 4.6 / 0.9 = 5.11
+    found = _found("snn_middle", Cost({"a": 1.0}, {"b": 1.0}, rates, steps), 1.0)
+    assert found.cost.costly == ["often"]
+    Image.new("L", (8, 8)).save(tmp_path / "grid.png")
+    found = dataclasses.replace(found, grid=tmp_path / "grid.png")
+    text = report.write([found], tmp_path, "Title", "About.").read_text()
+    assert "rare 0.50, often 0.65 (costs more than values)" in text
+
+
 # --- a whole comparison ---------------------------------------------------------------------
 
 
@@ -127,6 +162,7 @@ def test_a_comparison_is_resumable_and_reported(
     assert "to its twin" in text
     assert re.search(r"snn_middle.*(better|worse|no difference).*times its energy", text)
     assert "fd[spikezoo-digits,60,test]" in text
+    assert re.search(r"\| gen:snn_middle.*\| spikes 0\.\d\d \|", text)  # its row of costs
     assert "| real training images |" in text
     for name in re.findall(r"\]\((grids/.*?)\)", text):
         assert (out / name).stat().st_size > 1000
@@ -148,13 +184,29 @@ def test_a_comparison_is_resumable_and_reported(
     assert len(pictures) == 5
     assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
 
-    # Once more there is nothing to train.
+    # Once more there is nothing to train or to measure, without any of the runs.
     monkeypatch.setattr(compare, "train", None)
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    for folder in ("runs", "best"):
+        shutil.rmtree(out / folder)
     assert CliRunner().invoke(main, call).exit_code == 0
+    assert (out / "report.md").read_text() == text
+    # A call for less of it reports all of it, since the folder is the comparison.
+    less = [*call, "--seeds", "1"]
+    assert CliRunner().invoke(main, less).exit_code == 0
+    assert (out / "report.md").read_text() == text
     with pytest.raises(OptionError, match="other settings"):
         compare.compare(
             compare.expand([f"{PAIR}@digits"]), settings(batch_size=8), kimg=0.128, out=out, n=60
         )
+    # So is a default that has changed since.
+    journal = next((out / "journal").glob("*snn_middle*seed0.json"))
+    changed = json.loads(journal.read_text())
+    changed["options"]["gen"]["neuron.beta"] = 0.25
+    journal.write_text(json.dumps(changed))
+    refused = CliRunner().invoke(main, call)
+    assert refused.exit_code == 2
+    assert "give another --out" in refused.output
 
 
 def test_the_best_stage_counts_and_divergence_is_noted(
@@ -176,12 +228,13 @@ def test_the_best_stage_counts_and_divergence_is_noted(
     (found,) = compare.compare([spec], small, kimg=0.096, out=tmp_path, n=60)
     assert found.best == (pytest.approx(0.064), 3.0)
     assert found.diverged
-    kept = spikezoo.load(found.folder)
-    states = list((found.folder / "checkpoints").iterdir())
+    (best,) = (tmp_path / "best").iterdir()
+    kept = spikezoo.load(best)
+    states = list((best / "checkpoints").iterdir())
     assert [int(s.name) for s in states] == [64]
     assert kept.config["name"] == str(spec)
-    assert (found.folder / "quality.json").exists()
-    path = report.write([found], tmp_path / "report", "Title", "About.")
+    assert (best / "quality.json").exists()
+    path = report.write([found], tmp_path, "Title", "About.")
     assert "0.064 (diverged)" in path.read_text()
     assert "its twin was not trained" in path.read_text()
 
