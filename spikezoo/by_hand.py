@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
+from spikezoo import zoo
 from spikezoo.errors import OptionError
 from spikezoo.spec import Spec
-from spikezoo.zoo import Pair
 
 BETA, ALPHA = 0.5, 2.0  # of the zoo's lif
 LATENT_DIM = 100
@@ -30,15 +30,14 @@ Shape = tuple[int, int, int]
 
 
 def can_build(spec: Spec) -> bool:
-    """Whether a canonical spec has a version by hand: snn_middle or snn_full against snn, with
-    default options."""
-    return (str(spec.gen), str(spec.disc)) in {
-        ("gen:snn_middle", "disc:snn"),
-        ("gen:snn_full", "disc:snn"),
-    }
+    """Whether a canonical spec has a version by hand: snn_middle or snn_full against snn, of any
+    width and dropout of the discriminator, else with default options."""
+    options = {key for key, _ in spec.disc.options}
+    known = spec.disc.name == "snn" and options <= {"width", "dropout"}
+    return known and str(spec.gen) in ("gen:snn_middle", "gen:snn_full")
 
 
-def build(library: str, pair: Pair, T: int = 4) -> tuple[nn.Module, nn.Module]:
+def build(library: str, pair: zoo.Pair, T: int = 4) -> tuple[nn.Module, nn.Module]:
     """Generator z [N, latent_dim] -> images, discriminator images -> logits [N], by "SpikingJelly"
     or "snnTorch", with the weights of a pair of the same names."""
     if not can_build(pair.spec):
@@ -47,7 +46,8 @@ def build(library: str, pair: Pair, T: int = 4) -> tuple[nn.Module, nn.Module]:
     shape: Shape = pair.generator.shape  # type: ignore[assignment]  # part of the contract
     middle = pair.spec.gen.name == "snn_middle"
     generator = (_middle if middle else _full)(own, shape, T)
-    discriminator = _discriminator(own, shape, T)
+    options = zoo.resolve(pair.spec.disc)
+    discriminator = _discriminator(own, shape, T, options["width"], options["dropout"])
     _copy(pair.generator, generator)
     _copy(pair.discriminator, discriminator)
     return generator, discriminator
@@ -128,15 +128,17 @@ def _project(shape: Shape) -> list[nn.Module]:
     return [project, nn.Unflatten(1, (128, side, side)), nn.BatchNorm2d(128)]
 
 
-def _discriminator(own: dict[str, Layer], shape: Shape, T: int) -> nn.Sequential:
+def _discriminator(
+    own: dict[str, Layer], shape: Shape, T: int, width: int, dropout: float
+) -> nn.Sequential:
     layers: list[nn.Module] = [_Repeat(T)]
-    for c, d in pairwise([shape[0], 16, 32, 64, 128]):
+    for c, d in pairwise([shape[0], width, 2 * width, 4 * width, 8 * width]):
         first = c == shape[0]
         layers.append(own["conv"](c, d, 3, stride=2, padding=1, bias=first))
         if not first:
             layers.append(own["norm"](d))
-        layers += [own["lif"](), own["dropout"](0.25)]
-    features = 128 * (shape[1] // 16) ** 2
+        layers += [own["lif"](), own["dropout"](dropout)]
+    features = 8 * width * (shape[1] // 16) ** 2
     return nn.Sequential(
         *layers, _MeanOverTime(), nn.Flatten(), nn.Linear(features, 1), nn.Flatten(0)
     )

@@ -33,14 +33,18 @@ RECIPE_OPTIONS = (
     option(
         "--lr-g",
         type=float,
-        help="Adam's learning rate of the generator.  [recipe: 1e-3; paper: 2e-4]",
+        help="Adam's learning rate of the generator.  [recipe: 1.6e-3; paper: 2e-4]",
     ),
     option(
         "--lr-d",
         type=float,
-        help="Adam's learning rate of the discriminator.  [recipe: 5e-4; paper: 2e-4]",
+        help="Adam's learning rate of the discriminator.  [recipe: 8e-4; paper: 2e-4]",
     ),
-    option("--r1", type=float, help="Weight of the R1 penalty on D's gradient.  [recipe: 0]"),
+    option(
+        "--r1",
+        type=float,
+        help="Weight of the R1 penalty on D's gradient.  [recipe: 0.2; paper: 0]",
+    ),
     option(
         "--ema-halflife-kimg",
         type=float,

@@ -62,7 +62,7 @@ def test_what_cannot_be_timed_is_said() -> None:
     assert "did you mean 'native'?" in done.output
 
 
-BY_HAND = ["gen:snn_middle+disc:snn@mnist", "gen:snn_full+disc:snn@mnist"]
+BY_HAND = ["gen:snn_middle+disc:snn@mnist", "gen:snn_full+disc:snn,width=16,dropout=0.25@mnist"]
 
 
 @pytest.mark.parametrize("library", by_hand.LAYERS)

@@ -63,7 +63,7 @@ def registered() -> Iterator[Callable[[str, str, Any], None]]:
         ("gen:snn_back,beta=.9+disc:ann", "gen:snn_back,neuron.beta=0.9+disc:ann@digits"),
         ("gen:snn_back,neuron.beta=.9+disc:ann", "gen:snn_back,neuron.beta=0.9+disc:ann@digits"),
         ("gen:ann+disc:snn,reset=hard", "gen:ann+disc:snn,neuron.reset=hard@digits"),
-        ("gen:ann+disc:snn,dropout=0", "gen:ann+disc:snn,dropout=0@digits"),
+        ("gen:ann+disc:snn,dropout=0.50", "gen:ann+disc:snn,dropout=0.5@digits"),
         ("gen:ann+disc:ann,spectral_norm=True", "gen:ann+disc:ann,spectral_norm=true@digits"),
         (
             "gen:snn_back,readout=membrane,readout.beta=0.75+disc:ann",
@@ -90,7 +90,7 @@ def test_every_registered_pair_is_its_own_canonical_spec(pair: str, dataset: str
 
 
 def test_every_option_is_resolved_with_its_own_type() -> None:
-    part = Part.parse("disc:snn,beta=1,T=8.0,dropout=0,spectral_norm=TRUE,readout=membrane")
+    part = Part.parse("disc:snn,beta=1,T=8.0,dropout=1,spectral_norm=TRUE,readout=membrane")
     resolved = resolve(part)
     assert resolved == {
         "T": 8,
@@ -103,8 +103,8 @@ def test_every_option_is_resolved_with_its_own_type() -> None:
         "neuron.alpha": 2.0,
         "readout": "membrane",
         "readout.beta": 0.5,
-        "width": 16,
-        "dropout": 0.0,
+        "width": 32,
+        "dropout": 1.0,
         "norm": "batch",
         "spectral_norm": True,
     }
