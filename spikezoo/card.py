@@ -37,7 +37,7 @@ def render(config: dict[str, Any], generator: nn.Module) -> str:
         _diagram(config, generator),
         _training(config),
         *([_quality(measured["quality"])] if measured.get("quality") else []),
-        _cost(measured),
+        cost(measured),
         _backends(measured["backends"]),
         _limitations(config),
         _citation(),
@@ -154,7 +154,8 @@ def _quality(rows: list[dict[str, Any]]) -> str:
     return "\n".join(["## Quality", "", "| protocol | images | value |", "|---|---|---|", *lines])
 
 
-def _cost(measured: dict[str, Any]) -> str:
+def cost(measured: dict[str, Any]) -> str:
+    """The section on what an image costs, of `export.costs`."""
     lines = ["## Cost of one image", "", "| layer | MACs | ACs |", "|---|---|---|"]
     lines += [f"| {name} | {n:,.0f} | |" for name, n in measured["macs"].items()]
     lines += [f"| {name} | | {n:,.0f} |" for name, n in measured["acs"].items()]

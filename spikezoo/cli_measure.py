@@ -91,18 +91,22 @@ def evaluate(
 )
 @option("--backend", help="Who computes the spikes.  [default: native]")
 def inspect(source: str, out: Path | None, backend: str | None) -> None:
-    """Look inside a MODEL: rates and gradients through time, as a table and as pictures.
+    """Look inside a MODEL: rates and gradients through time and what an image costs, as tables and
+    as pictures.
 
     Pictures: a spike raster of seed 0, rates and gradient norms by time step, the images read out
     after each time step, and an interpolation between two latents.
     """
-    from spikezoo import hub
+    from spikezoo import card, export, hub
     from spikezoo import inspect as inside
+    from spikezoo.cost import images_per_second
 
     folder = hub.find(source)
     loaded = hub.load(source, backend=backend)
     found = inside.layers(loaded)
     click.echo(inside.as_text(found))
+    click.echo("\n" + card.cost(export.costs(loaded.generator, loaded.config)))
+    click.echo(f"\nIt draws {images_per_second(loaded.generator):,.0f} images/s here.\n")
     is_run = (folder / "checkpoints").is_dir()
     for path in inside.draw(loaded, found, out or (folder if is_run else Path()) / "inspect"):
         click.echo(path)

@@ -28,7 +28,6 @@ from spikezoo import card, checkpoint, cost, model, sample
 from spikezoo.backends import backends_of, set_backend
 from spikezoo.describe import build_twin, parameters
 from spikezoo.errors import CheckpointError, JobError, OptionError, SpikeZooError
-from spikezoo.monitor import spiking_layers
 from spikezoo.neurons import Neuron
 
 CARD, PROBE, SAMPLES = "README.md", "probe.safetensors", "samples.png"
@@ -137,9 +136,13 @@ def _history(run: Path, images: int) -> dict[str, Any]:
 
 
 def measure(generator: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """What is measured of a generator itself: parameters, rates, operations, energy, backends."""
+    """What is measured of a generator itself: its cost, and how far backends differ."""
+    return {**costs(generator, config), "backends": _differences(generator)}
+
+
+def costs(generator: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """Parameters, firing rates, operations and energy of one image, and its twin's energy."""
     spent = cost.cost(generator)
-    spiking = spiking_layers(generator)
     found = {
         "parameters": parameters(generator),
         "rates": {name: round(rate, 5) for name, rate in spent.rates.items()},
@@ -147,9 +150,8 @@ def measure(generator: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
         "macs": {name: round(n) for name, n in spent.macs.items()},
         "acs": {name: round(n) for name, n in spent.acs.items()},
         "energy_nj": round(spent.energy_nj, 1),
-        "backends": _differences(generator),
     }
-    if spiking:
+    if spent.rates:
         options = config["generator"]["options"]
         with torch.random.fork_rng(devices=()):
             twin = build_twin("gen", options, tuple(config["shape"])).eval()

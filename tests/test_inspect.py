@@ -1,5 +1,6 @@
 """What `spikezoo inspect` sees of a generator, against what can be known of it beforehand."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from spikezoo import inspect, model, zoo
+import spikezoo
+from spikezoo import cost, inspect, model, zoo
 from spikezoo.backends import set_backend
 from spikezoo.cli import main
 from spikezoo.errors import OptionError
@@ -108,7 +110,12 @@ def test_a_run_by_the_command(tmp_path: Path) -> None:
     run = train(spec, settings(batch_size=16, precision="fp32"), kimg=0.032, out=tmp_path).run
     done = CliRunner().invoke(main, ["inspect", str(run)])
     assert done.exit_code == 0, done.output
-    assert sum(line.startswith("| spikes") for line in done.output.splitlines()) == 3
+    layers, costs = done.output.split("## Cost of one image")
+    assert sum(line.startswith("| spikes") for line in layers.splitlines()) == 3
+    assert sum(line.startswith("| spikes") for line in costs.splitlines()) == 3
+    spent = cost.cost(spikezoo.load(run).generator)
+    assert f"an estimated {spent.energy_nj:,.0f} nJ; its ANN twin: " in costs
+    assert float(re.search(r"draws ([\d,]+) images/s", costs)[1].replace(",", "")) > 0
     for name in ("interpolation", "rates", "raster", "readout"):
         Image.open(run / "inspect" / f"{name}.png").verify()
     plain = train(
