@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spikezoo import files
 from spikezoo.errors import CheckpointError
 
 KEEP = 2  # the newest and, should that one be damaged, the one before it
@@ -53,7 +54,7 @@ def save(folder: Path, images: int, tensors: dict[str, Tensor], state: dict[str,
     except SafetensorError as error:  # a full disk
         raise OSError(f"{file}: {error}") from error
     body = {"state": state, "tensors_sha256": _sha256(file)}
-    write_json(temporary / "state.json", {**body, "digest": _digest(body)})
+    files.write_json(temporary / "state.json", {**body, "digest": _digest(body)})
     for written in temporary.iterdir():
         _flush(written)
     if path.exists():  # the same point of the same run, reached once more after a resume
@@ -100,18 +101,6 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
     if refused:
         raise CheckpointError("no checkpoint is left:\n" + "\n".join(map(str, refused)))
     return None, refused
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _folders(folder: Path) -> list[Path]:

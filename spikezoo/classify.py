@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from spikezoo import data
+from spikezoo import data, files
 from spikezoo.catalog import registry
 from spikezoo.models.classifier import Classifier
 from spikezoo.recipes import has_bf16
@@ -61,11 +60,8 @@ def train(
         for name, tensor in network.state_dict().items()
     }
     facts = {"dataset": dataset, "test_accuracy": f"{found:.4f}", "seed": str(seed)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{path.name}")
-    save_file(tensors, temporary, facts)
-    temporary.chmod(0o644)  # safetensors writes for its owner alone
-    os.replace(temporary, path)
+    with files.writing(path) as temporary:
+        save_file(tensors, temporary, facts)
     return found
 
 

@@ -61,7 +61,7 @@ def evaluate(
 
     from spikezoo import evaluate as measured
     from spikezoo import hub, memory, sample
-    from spikezoo.checkpoint import write_json
+    from spikezoo.files import write_json
 
     memory.keep_freed()
     folder = hub.find(source)
@@ -180,7 +180,7 @@ def parity(
 ) -> None:
     """Compare the backends on each NEURON; exit status 1 if one differs from `reference`."""
     from spikezoo import parity as measured
-    from spikezoo.checkpoint import write_text
+    from spikezoo.files import write_text
 
     rows = measured.parity(neurons, backends, progress=True)
     click.echo(measured.as_text(rows))
@@ -212,7 +212,7 @@ def bench(
         raise OptionError("`bench neurons` takes no SPEC")
     from spikezoo import bench as measured
     from spikezoo import memory
-    from spikezoo.checkpoint import write_text
+    from spikezoo.files import write_text
 
     memory.keep_freed()
     chosen = measured.check_backends(backends)

@@ -22,7 +22,7 @@ from typing import Any
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from spikezoo import checkpoint, cost, evaluate, model, sample, zoo
+from spikezoo import cost, evaluate, files, model, sample, zoo
 from spikezoo.catalog import names
 from spikezoo.cost import Cost
 from spikezoo.describe import TWIN
@@ -258,7 +258,6 @@ def _order(run: Finished) -> tuple[str, str, int, str, int]:
 
 
 def _grid(loaded: model.Model, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     sample.save_grid(loaded.sample(SHOWN), path, columns=8)
     return path
 
@@ -290,8 +289,7 @@ def _entry(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, entry: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, entry)
+    files.write_json(path, entry)
 
 
 # --- statistics -----------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import importlib.metadata
 import io
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from spikezoo import files
 from spikezoo.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -154,8 +154,8 @@ class HubParquet:
         if not shards and data:
             expected = data / self.repo / self.config_dir / f"{split}-00000-of-00001.parquet"
             raise DataError(f"dataset {self.name!r}: there is no {expected}")
-        files = tuple(shards or self._from_hub(split, root))
-        return _ParquetSource(files, self.image_column, self.label_column)
+        paths = tuple(shards or self._from_hub(split, root))
+        return _ParquetSource(paths, self.image_column, self.label_column)
 
     def _from_hub(self, split: str, root: Path | None) -> list[Path]:
         import httpx2
@@ -461,11 +461,8 @@ def _read_cache(path: Path, key: str) -> Tensor | None:
 def _write_cache(path: Path, key: str, pixels: Tensor) -> None:
     facts = {"key": key, "sha256": _tensor_sha256(pixels)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-            file = Path(folder) / path.name
-            save_file({"pixels": pixels}, file, facts)
-            os.replace(file, path)
+        with files.writing(path) as temporary:
+            save_file({"pixels": pixels}, temporary, facts)
     except (SafetensorError, OSError) as error:
         # Without a cache only the next start is slower: no reason to refuse this one.
         log.warning("the decoded dataset cannot be cached in %s: %s", path.parent, error)

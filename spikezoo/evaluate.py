@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -33,7 +32,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from tqdm import tqdm
 
-from spikezoo import checkpoint, data, sample, zoo
+from spikezoo import checkpoint, data, files, sample, zoo
 from spikezoo.catalog import names, registry
 from spikezoo.errors import OptionError, unknown
 from spikezoo.features import Features
@@ -123,7 +122,7 @@ def keep(rows: Sequence[Row], run: Path) -> Path:
     before = json.loads(path.read_text()) if path.exists() else {"images": images, "rows": []}
     kept = {row["protocol"]: row for row in before["rows"] if before["images"] == images}
     kept |= {row.protocol: asdict(row) for row in rows}
-    checkpoint.write_json(path, {"images": images, "rows": list(kept.values())})
+    files.write_json(path, {"images": images, "rows": list(kept.values())})
     return path
 
 
@@ -285,10 +284,8 @@ def _write(path: Path | None, features: Tensor) -> None:
     if path is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
-        save_file({"features": features}, temporary)
-        os.replace(temporary, path)
+        with files.writing(path) as temporary:
+            save_file({"features": features}, temporary)
     except (OSError, SafetensorError):
         pass  # without it only the next evaluation is slower
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spikezoo import card, checkpoint, cost, model, sample
+from spikezoo import card, checkpoint, cost, files, model, sample
 from spikezoo.backends import backends_of, set_backend
 from spikezoo.describe import build_twin, parameters
 from spikezoo.errors import CheckpointError, JobError, OptionError, SpikeZooError
@@ -101,8 +101,8 @@ def export(run: Path, out: Path, *, half: bool = False, licence: str = "mit") ->
             "measured": {**_history(run, images), **measure(generator, trained.config)},
             "sha256": {name: sha256(folder / name) for name in HASHED},
         }
-        checkpoint.write_json(folder / model.CONFIG, config)
-        checkpoint.write_text(folder / CARD, card.render(config, generator))
+        files.write_json(folder / model.CONFIG, config)
+        files.write_text(folder / CARD, card.render(config, generator))
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes for its owner alone
         folder.rename(out)
@@ -212,7 +212,7 @@ def verify(folder: Path, backend: str | None = None) -> list[Check]:
 
     found: dict[str, Any] = {}
 
-    def files() -> str:
+    def complete() -> str:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"'{folder}' has no {', '.join(missing)}")
@@ -232,7 +232,7 @@ def verify(folder: Path, backend: str | None = None) -> list[Check]:
         model.read_network("disc", found["config"], folder / model.DISCRIMINATOR)
         return "every tensor of both networks, no other"
 
-    if not check("files", files) or not check("hashes", hashes) or not check("load", networks):
+    if not check("files", complete) or not check("hashes", hashes) or not check("load", networks):
         return checks
     generator = found["model"].generator
     check("probe", lambda: _check_probe(folder, generator))

@@ -6,7 +6,6 @@ calls, and lets errors of its transport through as they are; what stands here ma
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.sha import git_hash
 
-from spikezoo import card, export, model
+from spikezoo import card, export, files, model
 from spikezoo.errors import CheckpointError, HubError, OptionError
 from spikezoo.model import Model
 
@@ -168,11 +167,7 @@ def _download(repo: str, revision: str | None, offline: bool, names: tuple[str, 
         if not offline and revision != commit:
             # As the client does on a download by name, but once the files are there: whoever goes
             # offline after a download that failed still has the commit before.
-            kept = _ref(repo, revision)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-            temporary.write_text(commit)
-            os.replace(temporary, kept)
+            files.write_text(_ref(repo, revision), commit)
     return config_path.parent
 
 
@@ -346,15 +341,15 @@ def push(
         if not (source / model.WEIGHTS).exists():
             folder = export.export(source, Path(temporary) / "model")
         export.must_pass(folder)
-        files = {name: (folder / name).stat().st_size for name in export.FILES}
+        sizes = {name: (folder / name).stat().st_size for name in export.FILES}
         message = message or f"{model.read_config(folder)['name']}, by SpikeZoo"
         if dry_run:
-            return Pushed(f"{constants.ENDPOINT}/{repo}", files, message)
+            return Pushed(f"{constants.ENDPOINT}/{repo}", sizes, message)
         with _told(f"'{repo}'"):
             url = _send(folder, repo, private, revision, create_pr, message)
             if tag:
                 HfApi().create_tag(repo, tag=tag, revision=revision)
-    return Pushed(url, files, message)
+    return Pushed(url, sizes, message)
 
 
 def _send(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from spikezoo import files
 from spikezoo.errors import OptionError
 
 if TYPE_CHECKING:
@@ -121,9 +121,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG, whole or not at all."""
-    temporary = path.with_name(f".writing-{path.name}")
-    figure.savefig(temporary, dpi=80, format="png")
-    os.replace(temporary, path)
+    with files.writing(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
 
 
 def tensorboard_writer(folder: Path) -> Callable[[dict[str, Any]], None]:

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from spikezoo import checkpoint
+from spikezoo import files
 from spikezoo.compare import (
     DIVERGED,
     STAGES,
@@ -56,12 +56,11 @@ class Variant:
 def write(finished: Sequence[Finished], out: Path, title: str, about: str) -> Path:
     """Writes report.md, report.html, report.json and report.csv to where the runs' grids lie in
     grids/; returns the first."""
-    out.mkdir(parents=True, exist_ok=True)
     variants = summarise(finished)
-    checkpoint.write_text(out / "report.csv", _csv(finished))
-    checkpoint.write_json(out / "report.json", {"title": title, "variants": _json(variants)})
-    checkpoint.write_text(out / "report.md", _markdown(variants, title, about))
-    checkpoint.write_text(out / "report.html", _page(variants, title, about))
+    files.write_text(out / "report.csv", _csv(finished))
+    files.write_json(out / "report.json", {"title": title, "variants": _json(variants)})
+    files.write_text(out / "report.md", _markdown(variants, title, about))
+    files.write_text(out / "report.html", _page(variants, title, about))
     return out / "report.md"
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from spikezoo import checkpoint, model
+from spikezoo import files, model
 from spikezoo.errors import JobError
 
 
@@ -69,7 +69,7 @@ def keep_metrics(run: Path, images: int) -> None:
     path = run / "metrics.jsonl"
     if path.exists():
         rows = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
-        checkpoint.write_text(path, "".join(line + "\n" for line in rows))
+        files.write_text(path, "".join(line + "\n" for line in rows))
 
 
 def _images_of(line: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from spikezoo import data
+from spikezoo import data, files
 from spikezoo.errors import OptionError
 
 # Convolutions sum in another order for another batch size, so every batch has this one.
@@ -98,18 +97,14 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
 
 def save_images(images: Tensor, seeds: Iterable[int], folder: Path) -> None:
     """Writes uint8 images [N, C, H, W] as `folder/<seed>.png`, one file each."""
-    folder.mkdir(parents=True, exist_ok=True)
     for image, seed in zip(images.cpu(), seeds, strict=True):
         _save_png(image, folder / f"{seed:06d}.png")
 
 
 def _save_png(image: Tensor, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = image.permute(1, 2, 0).numpy()  # [H, W, C]
     if pixels.shape[2] == 3 and (pixels[..., :1] == pixels).all():
         pixels = pixels[..., :1]  # make_grid turns grey into RGB
-    temporary = path.with_name(f".writing-{path.name}")
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
-        temporary, format="PNG", optimize=True
-    )
-    os.replace(temporary, path)
+    picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    with files.writing(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from spikezoo import checkpoint, data, losses, model, monitor, run_folder, sample, zoo
+from spikezoo import checkpoint, data, files, losses, model, monitor, run_folder, sample, zoo
 from spikezoo.catalog import registry
 from spikezoo.errors import OptionError, TrainingError
 from spikezoo.recipes import R1_EVERY, Settings
@@ -75,7 +75,7 @@ def train(
     with run_folder.lock(run):
         if resume:
             state.resume(run)
-        checkpoint.write_json(run / "config.json", config)
+        files.write_json(run / "config.json", config)
         run_folder.keep_metrics(run, state.images)
         result = _loop(state, run, kimg, snapshot_kimg or kimg / 10, tensorboard)
     return result

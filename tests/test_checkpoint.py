@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikezoo import checkpoint
+from spikezoo import checkpoint, files
 from spikezoo.errors import CheckpointError
 
 STATE = {"images": 64, "iteration": 1, "place": 32, "note": "Ä ✓", "pi": 0.1 + 0.2, "list": [1, []]}
@@ -250,10 +250,10 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_older_ones(folder: Path) -> N
 def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     for value in (STATE, {"short": 1}):
-        checkpoint.write_json(file, value)
+        files.write_json(file, value)
         assert json.loads(file.read_bytes()) == value
     assert "\n  " in file.read_text(), "indented, for people"
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     with pytest.raises(TypeError):
-        checkpoint.write_json(file, {"no": object()})
+        files.write_json(file, {"no": object()})
     assert json.loads(file.read_bytes()) == {"short": 1}

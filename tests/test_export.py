@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import spikezoo
-from spikezoo import card, checkpoint, cost, export, model
+from spikezoo import card, checkpoint, cost, export, files, model
 from spikezoo.catalog import registry
 from spikezoo.cli import main
 from spikezoo.errors import CheckpointError, JobError, OptionError
@@ -148,7 +148,7 @@ def test_a_flipped_byte(name: str, folder: Path) -> None:
 def with_config(folder: Path, change: object) -> None:
     config = model.read_config(folder)
     change(config)  # type: ignore[operator]
-    checkpoint.write_json(folder / "config.json", config)
+    files.write_json(folder / "config.json", config)
 
 
 def resign(folder: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import spikezoo
-from spikezoo import checkpoint
+from spikezoo import checkpoint, files
 from spikezoo.errors import CheckpointError, OptionError, UnknownNameError
 from spikezoo.model import load_weights, read_config
 from spikezoo.recipes import settings
@@ -105,10 +105,10 @@ def test_the_config_and_not_the_defaults_make_the_network(run: Path) -> None:
     assert options["neuron.threshold"] == 1.0
     assert options["latent_dim"] == 4
     config["generator"]["options"] = {**options, "neuron.threshold": 1e6}
-    checkpoint.write_json(run / "config.json", config)
+    files.write_json(run / "config.json", config)
     assert len(spikezoo.load(run).sample(range(8)).unique(dim=0)) == 1, "no spikes, no images"
     del config["generator"]["options"]["latent_dim"]
-    checkpoint.write_json(run / "config.json", config)
+    files.write_json(run / "config.json", config)
     with pytest.raises(CheckpointError, match=r"damaged.*latent_dim of SNNMiddle is missing"):
         spikezoo.load(run)
 
@@ -178,7 +178,7 @@ def test_a_config_that_is_not_ours(content: str, whose: str, run: Path) -> None:
 def test_a_config_that_lacks_something(key: str, value: object, run: Path) -> None:
     config = read_config(run)
     for changed in ({**config, key: value}, {k: v for k, v in config.items() if k != key}):
-        checkpoint.write_json(run / "config.json", changed)
+        files.write_json(run / "config.json", changed)
         with pytest.raises(CheckpointError, match=r"config\.json is damaged") as caught:
             spikezoo.load(run)
         assert str(run) in str(caught.value)
@@ -249,7 +249,7 @@ def test_all_that_is_wrong_is_said_at_once(run: Path) -> None:
 def test_weights_of_another_network_do_not_fit(run: Path) -> None:
     config = read_config(run)
     config["generator"]["options"]["width"] = 8
-    checkpoint.write_json(run / "config.json", config)
+    files.write_json(run / "config.json", config)
     with pytest.raises(CheckpointError, match=r"conv2\.conv\.weight has shape \[4, 8, 3, 3\], not"):
         spikezoo.load(run)
 
