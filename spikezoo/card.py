@@ -150,8 +150,22 @@ Settings: {shown}. Made with {versions}."""
 
 
 def _quality(rows: list[dict[str, Any]]) -> str:
-    lines = [f"| {row['protocol']} | {row['samples']:,} | {row['value']:.4g} |" for row in rows]
-    return "\n".join(["## Quality", "", "| protocol | images | value |", "|---|---|---|", *lines])
+    lines = [
+        f"| {row['protocol']} | {row['samples']:,} | {row['value']:.4g} | {row['floor']:.4g} |"
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            "## Quality",
+            "",
+            "Measured by its author, as the hours of training were. The floor is the same number "
+            "for real training images.",
+            "",
+            "| protocol | images | value | floor |",
+            "|---|---|---|---|",
+            *lines,
+        ]
+    )
 
 
 def cost(measured: dict[str, Any]) -> str:

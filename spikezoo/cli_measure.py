@@ -35,7 +35,7 @@ def classifier(
 @click.argument("source", metavar="MODEL")
 @option("--dataset", help="Whose test images to compare with.  [default: the model's own]")
 @option("--features", multiple=True, help="What to compare, as NAME,key=value; may be repeated.")
-@option("--metric", "metrics", multiple=True, help="Only this one; may be repeated.")
+@option("--metrics", multiple=True, help="Only this one; may be repeated.")
 @option("-n", "--n", type=click.IntRange(10), default=10_000, help="Images on either side.")
 @option("--seeds", help="Of the generated images, in place of 0 to n - 1.")
 @option("--data", "data_dir", type=click.Path(path_type=Path), help="Where datasets lie.")
@@ -55,16 +55,18 @@ def evaluate(
     """Measure the distance of a MODEL's images from real ones, each number with its protocol.
 
     MODEL is a run, an exported folder, or ORG/NAME of the Hub. The floor is what real training
-    images have in place of generated ones. A run keeps its numbers for `export`.
+    images have in place of generated ones. A run keeps its numbers for `export`, unless they are of
+    other --seeds or of another --dataset.
     """
     from dataclasses import asdict
 
     from spikezoo import evaluate as measured
-    from spikezoo import hub, memory, sample
+    from spikezoo import hub, memory, model, sample
     from spikezoo.files import write_json
 
     memory.keep_freed()
     folder = hub.find(source)
+    images = model.images_shown(folder)
     loaded = hub.load(source, backend=backend)
     chosen = {"metrics": metrics} if metrics else {}
     rows = measured.evaluate(
@@ -76,8 +78,8 @@ def evaluate(
         **chosen,
     )
     click.echo(measured.as_text(rows))
-    if (folder / "checkpoints").is_dir() and dataset in (None, loaded.spec.dataset):
-        click.echo(f"\nkept in {measured.keep(rows, folder)}")
+    if images and not seeds and dataset in (None, loaded.spec.dataset):
+        click.echo(f"\nkept in {measured.keep(rows, folder, images)}")
     if json_file:
         write_json(json_file, [asdict(row) for row in rows])
 
@@ -162,9 +164,10 @@ def compare(
         comparing.expand(named, dataset), chosen, seeds=seeds, kimg=kimg, out=out,
         data_dir=data_dir, features=features, n=n,
     )  # fmt: skip
-    finished += [comparing.take(run, out, data_dir, features, n) for run in runs]
-    trained = " ".join(recipes.arguments({**vars(chosen), "kimg": kimg}))
-    click.echo(report.write(finished, out, title, f"Trained with `spikezoo train {trained}`."))
+    finished += [
+        comparing.take(run, out, data_dir=data_dir, features=features, n=n) for run in runs
+    ]
+    click.echo(report.write(finished, comparing.stopped(out), out, title))
 
 
 @click.command()

@@ -26,7 +26,8 @@ RECIPE_OPTIONS = (
         "--recipe",
         type=click.Choice(["default", "paper"]),
         default="default",
-        help="Settings to start from; the options below replace single ones.",
+        help="Settings to start from; the options below replace single ones. The paper's own "
+        "discriminators are disc:ann,width=16,dropout=0.25 and disc:snn,width=16,dropout=0.25.",
     ),
     option("--batch-size", type=click.IntRange(min=2), help="Images per iteration.  [recipe: 64]"),
     option("--loss", help="bce, hinge, lsgan, wgan_gp, or a plugin's.  [recipe: bce]"),

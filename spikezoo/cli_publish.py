@@ -29,9 +29,11 @@ def export(run: Path, folder: Path, half: bool, licence: str) -> None:
 @option("--backend", help="Who computes the probe's spikes.  [default: native]")
 @option("--revision", help="Of a model on the Hub: a branch, tag or commit.")
 def verify(source: str, backend: str | None, revision: str | None) -> None:
-    """Check a published model: hashes, strict loading, the probe's images, every number.
+    """Check a published model: hashes, strict loading, the probe's images, the numbers of its card.
 
-    SOURCE is an exported folder or ORG/NAME of the Hub. Exit status 1 if a check fails.
+    SOURCE is an exported folder or ORG/NAME of the Hub. Exit status 1 if a check fails. What cannot
+    be measured again is its author's word: the hours of training, and quality, which `spikezoo
+    evaluate` measures where the dataset is.
     """
     from spikezoo import export as exporting
     from spikezoo import hub

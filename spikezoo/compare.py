@@ -9,7 +9,9 @@ done there is not done again, and a report is of everything that is done, whiche
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import shutil
 import statistics
@@ -25,11 +27,14 @@ from tqdm import tqdm
 from spikezoo import cost, evaluate, files, model, sample, zoo
 from spikezoo.catalog import names
 from spikezoo.cost import Cost
-from spikezoo.describe import TWIN
+from spikezoo.describe import TWIN, parameters
 from spikezoo.errors import OptionError, SpecError, TrainingError
+from spikezoo.evaluate import Yardstick
 from spikezoo.recipes import Settings
-from spikezoo.spec import Spec
+from spikezoo.spec import Part, Spec
 from spikezoo.train import train
+
+log = logging.getLogger(__name__)
 
 GENERATORS = ("ann", "snn_front", "snn_middle", "snn_back", "snn_extractor")
 PAPER = tuple(f"gen:{gen}+disc:{disc}" for disc in ("ann", "snn") for gen in GENERATORS)
@@ -47,20 +52,26 @@ class Finished:
     """A trained pair, measured at its best stage.
 
     Attributes:
+        training: all that it was trained under but the seed: `options` of both networks,
+            `settings`, `kimg`.
         grid: a picture of its first images.
+        chosen_by: the protocol of the distance by which the stage was chosen.
         history: (kimg, distance) after each stage.
         values: by protocol; `floors` are those of real training images.
-        cost: of one image.
+        parameters: of the generator; `cost` is that of one image.
         images_per_second: how fast it drew where it was measured.
         failed: what stopped the training, if anything did.
     """
 
     spec: Spec
     seed: int
+    training: dict[str, Any]
     grid: Path
+    chosen_by: str
     history: tuple[tuple[float, float], ...]
     values: dict[str, float]
     floors: dict[str, float]
+    parameters: int
     cost: Cost
     images_per_second: float
     failed: str = ""
@@ -74,6 +85,15 @@ class Finished:
         return bool(self.failed) or self.history[-1][1] > DIVERGED * self.best[1]
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """A pair whose training gave nothing to measure, and why."""
+
+    spec: Spec
+    seed: int
+    failed: str
+
+
 def expand(patterns: Sequence[str], dataset: str | None = None) -> list[Spec]:
     """The canonical specs of patterns, `gen:snn_*+disc:ann`, each with its twin before it.
 
@@ -82,6 +102,12 @@ def expand(patterns: Sequence[str], dataset: str | None = None) -> list[Spec]:
     """
     found: dict[str, Spec] = {}
     for pattern in patterns:
+        if ":" not in pattern and "/" in pattern:
+            raise SpecError(f"there is no run '{pattern}'; `spikezoo train` writes them to runs/")
+        if len(pattern.replace("+", " ").split()) != 2:
+            raise SpecError(
+                f"'{pattern}' is no pair; with + between its parts it is one: gen:snn_*+disc:ann"
+            )
         text, _, own = pattern.partition("@")
         specs = [
             zoo.canonical(Spec.parse(f"{name}@{dataset or own or 'digits'}"))
@@ -112,9 +138,9 @@ def _matching(text: str) -> list[str]:
 
 def twin(spec: Spec) -> Spec:
     """The pair whose generator does not spike, with the options that both know."""
-    own = zoo.resolve(replace(spec.gen, name=TWIN, options=()))
-    kept = tuple(option for option in spec.gen.options if option[0] in own)
-    return zoo.canonical(replace(spec, gen=replace(spec.gen, name=TWIN, options=kept)))
+    own = zoo.resolve(Part("gen", TWIN))
+    kept = {key: value for key, value in zoo.resolve(spec.gen).items() if key in own}
+    return replace(zoo.canonical(spec), gen=zoo.part_of("gen", TWIN, kept))
 
 
 def compare(
@@ -130,57 +156,101 @@ def compare(
 ) -> list[Finished]:
     """Trains and measures every spec with seeds 0 to seeds - 1; goes on where it was stopped.
 
-    Returns all that is done in the folder, what other calls did there included.
+    Returns all that is done in the folder, what other calls did there included. A pair whose
+    training fails is noted and the next one begun.
 
     Raises:
-        OptionError: the folder is of other settings; says to choose another.
+        OptionError: features that cannot be used, or the folder is of other settings.
+        DataError: a dataset is not here.
     """
-    asked = {"kimg": kimg, "features": list(features), "n": n, "settings": asdict(chosen)}
+    by = {
+        dataset: evaluate.yardstick(
+            dataset, features=features, n=n, side=chosen.side, data_dir=data_dir
+        )
+        for dataset in {spec.dataset for spec in specs}
+    }
     jobs = [(spec, seed) for seed in range(seeds) for spec in specs]
     for spec, seed in tqdm(jobs, "pairs", unit="pair", disable=None):
-        _finish(spec, replace(chosen, seed=seed), asked, out, data_dir)
+        _finish(spec, replace(chosen, seed=seed), kimg, by[spec.dataset], out, data_dir)
     return done(out)
 
 
 def done(out: Path) -> list[Finished]:
     """What is finished in a comparison's folder."""
-    found = []
-    for path in (out / "journal").glob("*.json"):
-        stored = json.loads(path.read_text())
-        if stored["found"]:
-            found.append(_finished(stored, out / "grids" / f"{path.stem}.png"))
+    found = [
+        _finished(entry, out / "grids" / f"{name}.png")
+        for name, entry in _entries(out)
+        if entry["found"]
+    ]
     return sorted(found, key=_order)
 
 
-def take(run: Path, out: Path, data_dir: Path | None, features: Sequence[str], n: int) -> Finished:
+def stopped(out: Path) -> list[Stopped]:
+    """The pairs of a comparison's folder whose training gave nothing to measure."""
+    return [
+        Stopped(Spec.parse(entry["spec"]), entry["seed"], entry["failed"])
+        for _, entry in _entries(out)
+        if entry["failed"] and not entry["history"]
+    ]
+
+
+def take(
+    run: Path, out: Path, *, data_dir: Path | None = None, features: Sequence[str] = (), n: int
+) -> Finished:
     """A finished run from elsewhere, measured as it is; its grid is written to `out`."""
     loaded = model.open_folder(run)
-    training = loaded.config["training"]
-    rows = _measure(loaded, data_dir, features, n)
-    grid = _grid(loaded, out / "grids" / f"{loaded.spec.slug}-seed{training['seed']}.png")
-    return _finished(
-        {
-            "spec": str(loaded.spec),
-            "seed": training["seed"],
-            "history": [(training["kimg"], rows[0].value)],
-            "failed": "",
-            "found": _found(loaded, rows),
-        },
-        grid,
+    config = loaded.config
+    by = evaluate.yardstick(
+        loaded.spec.dataset, features=features, n=n, side=config["training"]["side"],
+        data_dir=data_dir,
+    )  # fmt: skip
+    rows = by.measure(loaded.generator, range(n))
+    settings = {k: v for k, v in config["training"].items() if k not in ("kimg", "seed")}
+    options = {"gen": config["generator"]["options"], "disc": config["discriminator"]["options"]}
+    kimg = config["training"]["kimg"]
+    spec = Spec(
+        zoo.part_of("gen", config["generator"]["name"], options["gen"]),
+        zoo.part_of("disc", config["discriminator"]["name"], options["disc"]),
+        loaded.spec.dataset,
     )
+    entry = {
+        "spec": str(spec),
+        "seed": config["training"]["seed"],
+        "training": {"options": options, "settings": settings, "kimg": kimg},
+        "chosen_by": rows[0].protocol,
+        "history": [(kimg, rows[0].value)],
+        "failed": "",
+        "found": _found(loaded, rows),
+    }
+    digest = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]
+    return _finished(entry, _grid(loaded, out / "grids" / f"{spec.slug}-taken-{digest}.png"))
 
 
 def _finish(
-    spec: Spec, settings: Settings, asked: dict[str, Any], out: Path, data_dir: Path | None
+    spec: Spec,
+    settings: Settings,
+    kimg: float,
+    by: Yardstick,
+    out: Path,
+    data_dir: Path | None,
 ) -> None:
     """Trains one pair to its end, in stages, and keeps in the journal what is found."""
-    kimg, features, n = asked["kimg"], asked["features"], asked["n"]
     name = f"{spec.slug}-seed{settings.seed}"
-    journal = out / "journal" / f"{name}.json"
-    best = out / "best" / name
-    options = {part.kind: zoo.resolve(part) for part in (spec.gen, spec.disc)}
-    wanted = {"spec": str(spec), "seed": settings.seed, "options": options, "asked": asked}
-    entry = _entry(journal, wanted)
+    journal, best = out / "journal" / f"{name}.json", out / "best" / name
+    seeds = range(len(by.test))
+    entry = _entry(
+        journal,
+        {
+            "spec": str(spec),
+            "seed": settings.seed,
+            "training": {
+                "options": {part.kind: zoo.resolve(part) for part in (spec.gen, spec.disc)},
+                "settings": {k: v for k, v in asdict(settings).items() if k != "seed"},
+                "kimg": kimg,
+            },
+            "chosen_by": f"fd[{by.protocols[0]}]",
+        },
+    )
     for stage in range(len(entry["history"]) + 1, STAGES + 1):
         if entry["failed"]:
             break
@@ -190,46 +260,39 @@ def _finish(
                 resume=True, snapshot_kimg=kimg / STAGES,
             )  # fmt: skip
         except TrainingError as error:
-            if not entry["history"]:
-                raise
+            log.warning("%s, seed %d: %s", spec, settings.seed, error)
             entry["failed"] = str(error)
-            _write(journal, entry)
+            files.write_json(journal, entry)
             break
         if not result.finished:
             raise KeyboardInterrupt
-        loaded = model.open_folder(result.run)
-        (row,) = _measure(loaded, data_dir, features[:1], n, ("fd",))
+        generator = model.open_folder(result.run).generator
+        (row,) = by.only(by.protocols[:1]).measure(generator, seeds, ("fd",))
         if row.value < min((value for _, value in entry["history"]), default=math.inf):
             _keep(result.run, best)
         entry["history"].append((kimg * stage / STAGES, row.value))
-        _write(journal, entry)
-    if not entry["found"]:
+        files.write_json(journal, entry)
+    if not entry["history"]:
+        return
+    known = entry["found"]["values"] if entry["found"] else {}
+    missing = [p for p in by.protocols if f"fd[{p}]" not in known]
+    if missing:
         loaded = model.open_folder(best)
-        rows = _measure(loaded, data_dir, features, n)
-        evaluate.keep(rows, best)
+        rows = by.only(missing).measure(loaded.generator, seeds)
+        evaluate.keep(rows, best, model.images_shown(best))
         _grid(loaded, out / "grids" / f"{name}.png")
-        entry["found"] = _found(loaded, rows)
-        _write(journal, entry)
-
-
-def _measure(
-    loaded: model.Model,
-    data_dir: Path | None,
-    features: Sequence[str],
-    n: int,
-    metrics: Sequence[str] = evaluate.METRICS,
-) -> list[evaluate.Row]:
-    dataset = loaded.spec.dataset
-    return evaluate.evaluate(
-        loaded.generator, dataset, features=features, metrics=metrics, seeds=range(n),
-        data_dir=data_dir,
-    )  # fmt: skip
+        before = entry["found"] or {}
+        entry["found"] = found = _found(loaded, rows)
+        for key in ("values", "floors"):
+            found[key] = {**before.get(key, {}), **found[key]}
+        files.write_json(journal, entry)
 
 
 def _found(loaded: model.Model, rows: Sequence[evaluate.Row]) -> dict[str, Any]:
     return {
         "values": {row.protocol: row.value for row in rows},
         "floors": {row.protocol: row.floor for row in rows},
+        "parameters": parameters(loaded.generator),
         "cost": asdict(cost.cost(loaded.generator)),
         "images_per_second": cost.images_per_second(loaded.generator),
     }
@@ -238,12 +301,15 @@ def _found(loaded: model.Model, rows: Sequence[evaluate.Row]) -> dict[str, Any]:
 def _finished(entry: dict[str, Any], grid: Path) -> Finished:
     found = entry["found"]
     return Finished(
-        zoo.canonical(Spec.parse(entry["spec"])),
+        Spec.parse(entry["spec"]),
         entry["seed"],
+        entry["training"],
         grid,
+        entry["chosen_by"],
         tuple((kimg, value) for kimg, value in entry["history"]),
         found["values"],
         found["floors"],
+        found["parameters"],
         Cost(**found["cost"]),
         found["images_per_second"],
         entry["failed"],
@@ -264,7 +330,7 @@ def _grid(loaded: model.Model, path: Path) -> Path:
 
 def _keep(run: Path, best: Path) -> None:
     """Copies what is needed of a run to load and export its newest checkpoint."""
-    newest = max((run / "checkpoints").glob("[0-9]*"))
+    newest = max((run / "checkpoints").glob("[0-9]*"))  # a stage ends with one
     temporary = best.with_name(f".writing-{best.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(newest, temporary / "checkpoints" / newest.name)
@@ -274,22 +340,42 @@ def _keep(run: Path, best: Path) -> None:
     temporary.rename(best)
 
 
+# --- the journal ----------------------------------------------------------------------------
+
+
+def _entries(out: Path) -> list[tuple[str, dict[str, Any]]]:
+    paths = sorted((out / "journal").glob("*.json"))
+    return [(path.stem, json.loads(path.read_text())) for path in paths]
+
+
 def _entry(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The journal of a pair and seed, or a new one."""
+    """The journal of a pair and seed, or a new one.
+
+    Raises:
+        OptionError: it is of another training; says what differs.
+    """
     wanted = json.loads(json.dumps(wanted))
     if not path.exists():
         return {**wanted, "history": [], "failed": "", "found": None}
     stored: dict[str, Any] = json.loads(path.read_text())
-    if any(stored[key] != value for key, value in wanted.items()):
-        raise OptionError(
-            f"{path} is of a comparison with other settings ({stored['options']}, "
-            f"{stored['asked']}); give another --out"
-        )
+    now, then = _flat(wanted), _flat({key: stored[key] for key in wanted})
+    differ = [key for key in now | then if now.get(key) != then.get(key)]
+    if differ:
+        told = "; ".join(f"{key} {then.get(key)}, not {now.get(key)}" for key in differ)
+        raise OptionError(f"{path} has {told}; give another --out")
     return stored
 
 
-def _write(path: Path, entry: dict[str, Any]) -> None:
-    files.write_json(path, entry)
+def _flat(value: dict[str, Any]) -> dict[str, Any]:
+    """A nested dict's leaves by their own keys, which are all different here."""
+    flat: dict[str, Any] = {}
+    for key, inside in value.items():
+        if isinstance(inside, dict):
+            deeper = key in ("gen", "disc")
+            flat |= {f"{key} {k}" if deeper else k: v for k, v in _flat(inside).items()}
+        else:
+            flat[key] = inside
+    return flat
 
 
 # --- statistics -----------------------------------------------------------------------------
@@ -343,7 +429,7 @@ def verdict(to_twin: Estimate, energy: float) -> str:
     """What a distance's ratio to the twin's, and the energy's, say in words."""
     if to_twin.low is None or to_twin.high is None:
         better = "better" if to_twin.mean < 1 else "worse"
-        said = f"{better} than its twin on one seed, which proves nothing"
+        said = f"{better} than its twin on too few seeds to prove it"
     elif to_twin.high < 1:
         said = "better than its twin"
     elif to_twin.low > 1:

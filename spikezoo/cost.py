@@ -48,17 +48,7 @@ class Cost:
     @property
     def energy_nj(self) -> float:
         """Energy of the counted operations of one image, in nanojoule."""
-        return self.values_nj + self.spikes_nj
-
-    @property
-    def costly(self) -> list[str]:
-        """The spiking layers whose spikes cost more than values would."""
-        return [name for name, rate in self.rates.items() if rate * self.T[name] > BREAK_EVEN]
-
-    @property
-    def values_nj(self) -> float:
-        """The part of it in layers that are fed by values."""
-        return sum(self.macs.values()) * PJ_PER_MAC / 1000
+        return sum(self.macs.values()) * PJ_PER_MAC / 1000 + self.spikes_nj
 
     @property
     def spikes_nj(self) -> float:

@@ -8,8 +8,8 @@ training images in place of generated ones.
   al. 2018), `precision` and `recall` (Kynkaanniemi et al. 2019): by torch-fidelity.
 - `density` and `coverage` (Naeem et al. 2020).
 - Where the features classify: `score`, the inception score's formula; `label_kl`, the divergence
-  of the labels' histogram from that of real images; `confidence`, the mean probability of the label
-  chosen; `classes`, how many labels occur.
+  of the labels' histogram from that of real images (half a label added to each); `confidence`, the
+  mean probability of the label chosen; `classes`, how many labels occur.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from tqdm import tqdm
 
-from spikezoo import checkpoint, data, files, sample, zoo
+from spikezoo import data, files, sample, zoo
 from spikezoo.catalog import names, registry
 from spikezoo.errors import OptionError, unknown
 from spikezoo.features import Features
@@ -55,6 +55,81 @@ class Row:
     value: float
     floor: float
     samples: int
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Real images, and the features by which generated ones are compared with them.
+
+    Attributes:
+        test: uint8 [n, C, H, W], of the test split.
+        train: as many of the training split, of which the floors are.
+        extractors: each with its canonical text.
+    """
+
+    test: Tensor
+    train: Tensor
+    extractors: tuple[tuple[Features, str], ...]
+
+    @property
+    def protocols(self) -> list[str]:
+        """What stands in the brackets of each extractor's numbers."""
+        n = f"{len(self.test) // 1000}k" if len(self.test) % 1000 == 0 else str(len(self.test))
+        names = [getattr(extractor, "protocol", name) for extractor, name in self.extractors]
+        return [f"{name},{n},test" for name in names]
+
+    def only(self, protocols: Sequence[str]) -> Yardstick:
+        """The same with fewer extractors."""
+        pairs = zip(self.extractors, self.protocols, strict=True)
+        return replace(self, extractors=tuple(e for e, p in pairs if p in protocols))
+
+    def measure(
+        self, generator: nn.Module, seeds: Sequence[int], metrics: Sequence[str] = METRICS
+    ) -> list[Row]:
+        """Rows of a generator in eval mode, of as many of the seeds as there are real images.
+
+        Raises:
+            OptionError: features that give none of the metrics.
+        """
+        seeds = seeds[: len(self.test)]
+        fake = _generate(generator, seeds)
+        rows: list[Row] = []
+        for (extractor, name), where in zip(self.extractors, self.protocols, strict=True):
+            real, floor, found = (
+                _Extracted.of(extractor, name, images, kept)
+                for images, kept in ((self.test, True), (self.train, True), (fake, False))
+            )
+            values = measure(extractor, real, found, metrics)
+            if not values:
+                raise OptionError(f"{name} gives none of the metrics {', '.join(metrics)}")
+            floors = measure(extractor, real, floor, metrics)
+            rows += [Row(m, f"{m}[{where}]", values[m], floors[m], len(seeds)) for m in values]
+        return rows
+
+
+def yardstick(
+    dataset: str,
+    *,
+    features: Sequence[str] = (),
+    n: int = 10_000,
+    side: int = 32,
+    data_dir: Path | str | None = None,
+) -> Yardstick:
+    """What a dataset's generators are measured by; n is lowered to what its splits have.
+
+    Raises:
+        OptionError, UnknownNameError: features or a number of images that cannot be used.
+        DataError: the dataset is not here, or has no test images.
+    """
+    chosen = [_spelled(f) for f in features] or [default_features(dataset)]
+    extractors = tuple(zoo.component("features", text) for text in chosen)
+    of = registry("datasets").get(dataset)
+    test = data.load(of, side=side, split="test", data=data_dir)
+    train = data.load(of, side=side, data=data_dir)
+    n = min(n, len(test), len(train))
+    if n < 10:  # of which an inception score is the mean over tenths
+        raise OptionError(f"10 images or more are compared, given {n}")
+    return Yardstick(_some(test, n), _some(train, n), extractors)
 
 
 def evaluate(
@@ -81,27 +156,9 @@ def evaluate(
     for metric in metrics:
         if metric not in METRICS:
             raise unknown("metric", metric, METRICS)
-    chosen = [_spelled(f) for f in features] or [default_features(dataset)]
-    extractors = [zoo.component("features", text) for text in chosen]
     side: int = generator.shape[-1]  # type: ignore[index,assignment]  # part of the contract
-    of = registry("datasets").get(dataset)
-    test = data.load(of, side=side, split="test", data=data_dir)
-    train = data.load(of, side=side, data=data_dir)
-    n = min(len(seeds), len(test), len(train))
-    if n < 10:  # of which an inception score is the mean over tenths
-        raise OptionError(f"10 images or more are compared, given {n}")
-    fake = _generate(generator, seeds[:n])
-    rows: list[Row] = []
-    for extractor, name in extractors:
-        real, floor, found = (
-            _Extracted.of(extractor, name, images[:n], kept)
-            for images, kept in ((test, True), (train, True), (fake, False))
-        )
-        values = measure(extractor, real, found, metrics)
-        floors = measure(extractor, real, floor, metrics)
-        where = f"{getattr(extractor, 'protocol', name)},{_thousands(n)},test"
-        rows += [Row(m, f"{m}[{where}]", values[m], floors[m], n) for m in values]
-    return rows
+    by = yardstick(dataset, features=features, n=len(seeds), side=side, data_dir=data_dir)
+    return by.measure(generator, seeds, metrics)
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -111,15 +168,15 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def keep(rows: Sequence[Row], run: Path) -> Path:
+def keep(rows: Sequence[Row], run: Path, images: int) -> Path:
     """Writes the rows to a run's quality.json, beside those of other protocols, and returns it.
 
-    They are of the newest checkpoint; what was measured of an older one is dropped.
+    They are of the checkpoint at so many images; what was measured of another one is dropped.
     """
     path = run / QUALITY
-    found, _ = checkpoint.newest(run / "checkpoints")
-    images = found.state["images"] if found else 0
-    before = json.loads(path.read_text()) if path.exists() else {"images": images, "rows": []}
+    before: dict[str, Any] = {"images": images, "rows": []}
+    if path.exists():
+        before = json.loads(path.read_text())
     kept = {row["protocol"]: row for row in before["rows"] if before["images"] == images}
     kept |= {row.protocol: asdict(row) for row in rows}
     files.write_json(path, {"images": images, "rows": list(kept.values())})
@@ -220,8 +277,9 @@ def _scores(real: Tensor, found: Tensor) -> dict[str, Callable[[], float]]:
         torch.bincount(chosen, minlength=found.shape[1]).double()
         for chosen in (labels, real.argmax(1))
     )
-    p, q = counts / counts.sum(), wanted / wanted.sum()
-    divergence = torch.where(p > 0, p * (p / q).log(), 0.0).sum()
+    # Half a label more of each: a label that no real image has would be infinitely far.
+    p, q = (counts + 0.5) / (counts + 0.5).sum(), (wanted + 0.5) / (wanted + 0.5).sum()
+    divergence = (p * (p / q).log()).sum()
     return {
         "score": lambda: float(isc_features_to_metric(found)["inception_score_mean"]),
         "label_kl": divergence.item,
@@ -290,6 +348,13 @@ def _write(path: Path | None, features: Tensor) -> None:
         pass  # without it only the next evaluation is slower
 
 
+def _some(images: Tensor, n: int) -> Tensor:
+    """n of the images: of a longer split not its first, which may be of one class."""
+    if n == len(images):
+        return images
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]]
+
+
 def _generate(generator: nn.Module, seeds: Sequence[int]) -> Tensor:
     pieces = [seeds[i : i + PIECE] for i in range(0, len(seeds), PIECE)]
     bar = tqdm(pieces, "sampling", leave=False, delay=1, disable=None)
@@ -300,7 +365,3 @@ def _spelled(text: str) -> str:
     """As the registry spells it what a protocol writes with hyphens: spikezoo-mnist."""
     name, comma, options = text.partition(",")
     return name.replace("-", "_") + comma + options
-
-
-def _thousands(n: int) -> str:
-    return f"{n // 1000}k" if n % 1000 == 0 else str(n)

@@ -110,7 +110,11 @@ def _gradients(generator: nn.Module, seeds: range) -> dict[str, Tensor]:
         images: Tensor = generator(sample.latents(seeds, latent_dim).to(device))
         direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
         along = (images * direction.to(device)).sum()
-        grads = torch.autograd.grad(along, [*currents.values()]) if currents else ()
+        inputs = [*currents.values()]
+        # A layer whose spikes no image depends on has the gradient 0.
+        if not along.requires_grad:
+            return {name: torch.zeros_like(x) for name, x in currents.items()}
+        grads = torch.autograd.grad(along, inputs, materialize_grads=True) if inputs else ()
     return dict(zip(currents, grads, strict=True))
 
 

@@ -125,6 +125,12 @@ def open_folder(
     return Model(generator.to(place).eval(), spec, config)
 
 
+def images_shown(run: Path) -> int:
+    """How many real images the newest checkpoint of a run has seen; 0 if there is none."""
+    found, _ = checkpoint.newest(run / "checkpoints")
+    return int(found.state["images"]) if found else 0
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a run or an exported folder.
 

@@ -39,7 +39,8 @@ class Settings:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # What the paper used: the tutorials' DCGAN, which averages no weights.
+    # What the paper used: the tutorials' DCGAN, which averages no weights. Its discriminator is
+    # disc:ann,width=16,dropout=0.25: a spec says what is trained, a recipe how.
     "paper": {"lr_g": 2e-4, "lr_d": 2e-4, "ema_halflife_kimg": 0.0},
     # Found on MNIST at 100 kimg, rate by rate (docs/results/recipe.md). Two time-scale rates; R1
     # keeps a discriminator without dropout from winning; averaging removes most noise.

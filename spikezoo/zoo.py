@@ -170,6 +170,12 @@ def canonical(spec: Spec) -> Spec:
     return Spec(_canonical_part(spec.gen), _canonical_part(spec.disc), spec.dataset)
 
 
+def part_of(kind: str, name: str, options: Options) -> Part:
+    """The canonical part of a network's resolved options."""
+    given = tuple((key, _text(value)) for key, value in options.items())
+    return _canonical_part(Part(kind, name, given))
+
+
 def _canonical_part(part: Part) -> Part:
     resolved, defaults = _resolve_part(part)
     kept = [(key, _text(value)) for key, value in resolved.items() if value != defaults[key]]

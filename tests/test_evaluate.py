@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from pyarrow import parquet
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -112,8 +113,15 @@ def test_a_classifiers_view() -> None:
     values = evaluate.measure(
         lambda x: x, extracted(real, real), extracted(one, one), evaluate.SCORES
     )
-    wanted = {"score": 1, "label_kl": math.log(10), "confidence": 1, "classes": 1}
+    p, rest = 2000.5 / 2005, 0.5 / 2005  # half a label is added to each
+    divergence = p * math.log(p * 10) + 9 * rest * math.log(rest * 10)
+    wanted = {"score": 1, "label_kl": divergence, "confidence": 1, "classes": 1}
     assert values == pytest.approx(wanted, abs=1e-6)
+    # A label that no real image has is far, but not infinitely.
+    values = evaluate.measure(
+        lambda x: x, extracted(one, one), extracted(real, real), evaluate.SCORES
+    )
+    assert 5 < values["label_kl"] < math.inf
 
 
 # --- a generator against real images --------------------------------------------------------
@@ -135,9 +143,8 @@ class Replays(nn.Module):
 
 
 def test_real_images_have_their_floor_and_noise_is_far_from_it() -> None:
-    digits = registry("datasets").get("digits")
-    train_images = data.load(digits)
-    rows = evaluate.evaluate(Replays(train_images), "digits", seeds=range(299))
+    some = evaluate.yardstick("digits", n=299).train
+    rows = evaluate.evaluate(Replays(some), "digits", seeds=range(299))
     assert [row.protocol for row in rows] == [
         f"{m}[spikezoo-digits,299,test]" for m in evaluate.METRICS
     ]
@@ -184,6 +191,24 @@ def test_features_of_real_images_are_computed_once(monkeypatch: pytest.MonkeyPat
     assert same(anew, first)
 
 
+def test_of_more_images_than_are_compared_not_the_first_are_taken(tmp_path: Path) -> None:
+    """A folder of images lists one class after the other."""
+    for split, number in (("train", 40), ("test", 20)):
+        for i in range(number):
+            path = tmp_path / split / f"{i // (number // 2)}" / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (16, 16), 255 * (i // (number // 2))).save(path)
+    by = evaluate.yardstick("folder", features=["spikezoo_mnist"], n=10, side=16, data_dir=tmp_path)
+    for images in (by.test, by.train):
+        assert len(images) == 10
+        assert 0 < images.float().mean() < 255, "both classes"
+    again = evaluate.yardstick(
+        "folder", features=["spikezoo_mnist"], n=10, side=16, data_dir=tmp_path
+    )
+    assert torch.equal(by.train, again.train)
+    assert by.protocols == ["spikezoo-mnist,10,test"]
+
+
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     generator = zoo.create(Spec.parse(TINY)).generator.eval()
     with pytest.raises(UnknownNameError, match="did you mean 'fd'"):
@@ -194,6 +219,11 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
         evaluate.default_features("folder")
     with pytest.raises(OptionError, match="10 images or more"):
         evaluate.evaluate(generator, "digits", seeds=range(3))
+    with pytest.raises(OptionError, match=r"timm.* gives none of the metrics score"):
+        evaluate.evaluate(
+            generator, "digits", seeds=range(10), metrics=["score"],
+            features=["timm,model=test_resnet,pretrained=false"],
+        )  # fmt: skip
     with pytest.raises(OptionError, match="path=DIR"):
         zoo.component("features", "fad_fsvae")
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors cannot be read"):
@@ -288,9 +318,13 @@ def test_a_run_keeps_its_numbers_for_its_card(tmp_path: Path) -> None:
     run = train(Spec.parse(TINY), small, kimg=0.032, out=tmp_path / "runs").run
     file = tmp_path / "rows.json"
     call = ["evaluate", str(run), "--n", "40", "--json", str(file)]
-    done = CliRunner().invoke(main, [*call, "--metric", "fd"])
+    done = CliRunner().invoke(main, [*call, "--metrics", "fd"])
     assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(main, [*call, "--metric", "coverage", "--seeds", "5-44"])
+    assert "kept in" in done.output
+    done = CliRunner().invoke(main, [*call, "--metrics", "kid", "--seeds", "5-44"])
+    assert done.exit_code == 0, done.output
+    assert "kept in" not in done.output, "nobody may choose the seeds of a card's numbers"
+    done = CliRunner().invoke(main, [*call, "--metrics", "coverage"])
     assert done.exit_code == 0, done.output
     assert "| coverage[spikezoo-digits,40,test] |" in done.output
     (row,) = json.loads(file.read_text())
@@ -299,7 +333,9 @@ def test_a_run_keeps_its_numbers_for_its_card(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "model" / "config.json").read_text())["measured"]["quality"]
     assert [r["protocol"].partition("[")[0] for r in kept] == ["fd", "coverage"]
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| fd[spikezoo-digits,40,test] | 40 |" in card
+    row = kept[0]
+    line = f"| fd[spikezoo-digits,40,test] | 40 | {row['value']:.4g} | {row['floor']:.4g} |"
+    assert line in card
     # Of an exported model the numbers are printed only.
     done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "model"), "--n", "40"])
     assert done.exit_code == 0, done.output

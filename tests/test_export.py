@@ -184,6 +184,8 @@ def test_other_weights_give_other_images_and_numbers(folder: Path) -> None:
         ("rates", {"spikes": 0.9}),
         ("macs", {}),
         ("acs", None),
+        ("backends", {}),
+        ("backends", {"native": 0.0, "snntorch": 0.5, "spikingjelly": 0, "spikingjelly_exact": 0}),
     ],
 )
 def test_a_number_that_is_not_true(key: str, value: object, folder: Path) -> None:
@@ -251,7 +253,13 @@ def test_the_card_is_what_the_hub_expects(exported: Path) -> None:
 
 def test_measured_quality_becomes_results_with_their_protocol(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    row = {"metric": "fd", "protocol": "fd[digits,299,test]", "value": 12.34, "samples": 299}
+    row = {
+        "metric": "fd",
+        "protocol": "fd[digits,299,test]",
+        "value": 12.34,
+        "floor": 0.5,
+        "samples": 299,
+    }
     found, _ = checkpoint.newest(copy / "checkpoints")
     assert found is not None
     quality = {"images": found.state["images"], "rows": [row]}
@@ -261,7 +269,7 @@ def test_measured_quality_becomes_results_with_their_protocol(run: Path, tmp_pat
     written = ModelCard.load(folder / export.CARD)
     (result,) = written.data.eval_results
     assert (result.metric_name, result.metric_value) == ("fd[digits,299,test]", 12.34)
-    assert "| fd[digits,299,test] | 299 | 12.34 |" in written.text
+    assert "| fd[digits,299,test] | 299 | 12.34 | 0.5 |" in written.text
 
 
 def test_the_training_command_gives_the_settings_again() -> None:

@@ -46,8 +46,6 @@ def test_rates_are_those_of_the_spikes() -> None:
 
 
 def test_layers_that_do_not_work_are_seen() -> None:
-    silent = inspect.layers(made("gen:snn_front,width=8,threshold=1+disc:ann"))
-    assert silent[0].silent < 1
     net = made("gen:snn_front,width=8+disc:ann")
     with torch.no_grad():
         net.generator.project.norm.bias.fill_(-50)
@@ -57,6 +55,21 @@ def test_layers_that_do_not_work_are_seen() -> None:
         net.generator.project.norm.bias.fill_(50)
     (layer,) = inspect.layers(net)
     assert (layer.saturated, layer.rate) == (1.0, 1.0)
+
+
+def test_spikes_that_no_image_depends_on_have_no_gradient() -> None:
+    """The fault of the paper's own code: a "back" generator whose pixels are not its spikes."""
+    net = made("gen:snn_back,width=8+disc:ann")
+    currents = []
+    net.generator.conv3.register_forward_hook(lambda _m, _i, x: currents.append(x))
+    net.generator.readout.register_forward_hook(lambda _m, _i, _rate: currents[-1].sigmoid())
+    (layer,) = inspect.layers(net)
+    assert set(layer.gradients) == {0.0}
+    assert layer.verdict == "no gradient"
+    # The same where nothing in front of the images has a gradient at all.
+    net.generator.readout.register_forward_hook(lambda _m, _i, rate: rate.detach())
+    (layer,) = inspect.layers(net)
+    assert layer.verdict == "no gradient"
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -84,6 +84,9 @@ def test_features_are_frozen_and_of_each_image_alone(shape: tuple[int, int, int]
     assert isinstance(extract, TimmFeatures)
     assert not any(parameter.requires_grad for parameter in extract.parameters())
     images = torch.rand(3, *shape) * 2 - 1
+    assert extract.protocol == "timm-test_resnet-random"
+    again = registry("features").get("timm")(model="test_resnet", pretrained=False)
+    assert torch.equal(again(images), extract(images)), "random weights, but always the same"
     features = extract(images)
     assert features.dim() == 2
     assert features.std() > 0

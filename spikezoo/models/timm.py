@@ -53,7 +53,10 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, *, model: str = "resnet18", pretrained: bool = True) -> None:
         super().__init__()
-        self.backbone = _backbone(model, pretrained, in_chans=3, num_classes=0)
+        with torch.random.fork_rng(devices=()):  # without pretrained weights always the same ones
+            torch.manual_seed(0)
+            self.backbone = _backbone(model, pretrained, in_chans=3, num_classes=0)
+        self.protocol = f"timm-{model}" + ("" if pretrained else "-random")
         config = _config(self.backbone)
         self.normalise = _Normalise(config, channels=3)
         self.side = config["input_size"][1]
