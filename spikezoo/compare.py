@@ -43,7 +43,7 @@ PAPER = tuple(f"gen:{gen}+disc:{disc}" for disc in ("ann", "snn") for gen in GEN
 STAGES = 6
 CONFIDENCE = 0.95
 SHOWN = range(32)  # seeds in a grid
-# A final distance this many times the best one is called divergence.
+# A distance this many times that of an earlier stage is called divergence.
 DIVERGED = 1.5
 
 
@@ -81,8 +81,14 @@ class Finished:
         return min(self.history, key=lambda point: point[1])
 
     @property
-    def diverged(self) -> bool:
-        return bool(self.failed) or self.history[-1][1] > DIVERGED * self.best[1]
+    def diverged(self) -> list[float]:
+        """The kimg of the stages that were far worse than one before them."""
+        least, found = math.inf, []
+        for kimg, value in self.history:
+            if value > DIVERGED * least:
+                found.append(kimg)
+            least = min(least, value)
+        return found
 
 
 @dataclass(frozen=True)

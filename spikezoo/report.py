@@ -163,12 +163,17 @@ def _verdicts(variants: Sequence[Variant]) -> Table:
     head = ["variant", "seeds", first, "to its twin", "energy", "best at, kimg", "verdict"]
     rows = [head]
     for v in variants:
-        stages = ", ".join(f"{r.best[0]:g}{' (diverged)' if r.diverged else ''}" for r in v.runs)
+        stages = ", ".join(map(_stage, v.runs))
         energy = f"{v.energy_nj / 1000:.1f} uJ"
         to_twin = str(v.to_twin or "")
         rows.append([v.name, str(len(v.runs)), str(v.distance), to_twin, energy, stages, v.verdict])
     floor = variants[0].runs[0].floors[first]
     return [*rows, ["real training images", "", f"{floor:.3g}", "", "", "", ""]]
+
+
+def _stage(run: Finished) -> str:
+    at = ", ".join(f"{kimg:g}" for kimg in run.diverged)
+    return f"{run.best[0]:g}{f' (diverged at {at})' if at else ''}"
 
 
 def _quality(variants: Sequence[Variant]) -> Table:
@@ -221,8 +226,8 @@ def _explained(variants: Sequence[Variant]) -> list[str]:
         *(f"Trained with `spikezoo train SPEC {way}`." for way in ways if len(ways) == 1),
         "Numbers are means over seeds, with the 95 % interval where there are several; ratios are "
         "of geometric means. Each run is measured at the best of its "
-        f"{STAGES} stages by the distance in its first table; where the last stage is "
-        f"{DIVERGED} times worse it is marked as diverged.",
+        f"{STAGES} stages by the distance in its first table; a stage that was {DIVERGED} times "
+        "worse than one before it is marked as diverged.",
         f"Energy: an estimate of one image's, {PJ_PER_MAC} pJ per multiply-accumulate (MAC) and "
         f"{PJ_PER_AC} pJ per accumulate (AC), 45 nm, computation only. Spiking part: the layers "
         "that spikes feed, against the layers of the twin that they replace.",
@@ -310,11 +315,12 @@ def _curves(variants: Sequence[Variant]) -> bytes:
 def _csv(finished: Sequence[Finished]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["spec", "seed", "protocol", "value", "floor", "best_kimg", "diverged"])
+    writer.writerow(["spec", "seed", "protocol", "value", "floor", "best_kimg", "diverged_at_kimg"])
     for run in finished:
         for protocol, value in run.values.items():
             row = [str(run.spec), run.seed, protocol, f"{value:.6g}"]
-            writer.writerow([*row, f"{run.floors[protocol]:.6g}", f"{run.best[0]:g}", run.diverged])
+            at = " ".join(f"{kimg:g}" for kimg in run.diverged)
+            writer.writerow([*row, f"{run.floors[protocol]:.6g}", f"{run.best[0]:g}", at])
     return buffer.getvalue()
 
 

@@ -298,7 +298,6 @@ def test_a_training_that_fails_is_noted_and_the_next_one_begun(
     text = (tmp_path / "report.md").read_text()
     assert re.search(r"- gen:ann.*, seed 0: the loss of the generator is nan", text)
     assert re.search(r"- gen:ann.*, seed 1, measured at 0.064 kimg: the loss of the gen", text)
-    assert "0.064 (diverged)" in text
     assert calls.count("snn_middle") == 4
     # Neither is tried again.
     before = len(calls)
@@ -324,7 +323,10 @@ def test_the_best_stage_counts_and_divergence_is_noted(
     (spec,) = [s for s in compare.expand([f"{PAIR}@digits"]) if s.gen.name != "ann"]
     (found,) = compare.compare([spec], small, kimg=0.096, out=tmp_path, n=60)
     assert found.best == (pytest.approx(0.064), 3.0)
-    assert found.diverged
+    assert found.diverged == [pytest.approx(0.096)]
+    # One that recovers is noted too; a stage a little worse is not.
+    up_and_down = ((1.0, 3.0), (2.0, 39.0), (3.0, 2.0), (4.0, 2.9))
+    assert dataclasses.replace(found, history=up_and_down).diverged == [2.0]
     (best,) = (tmp_path / "best").iterdir()
     kept = spikezoo.load(best)
     states = list((best / "checkpoints").iterdir())
@@ -332,7 +334,7 @@ def test_the_best_stage_counts_and_divergence_is_noted(
     assert kept.config["name"] == str(spec)
     assert (best / "quality.json").exists()
     path = report.write([found], [], tmp_path, "Title")
-    assert "0.064 (diverged)" in path.read_text()
+    assert "0.064 (diverged at 0.096)" in path.read_text()
     assert "its twin was not trained" in path.read_text()
 
 
