@@ -435,7 +435,7 @@ def verdict(to_twin: Estimate, energy: float) -> str:
     """What a distance's ratio to the twin's, and the energy's, say in words."""
     if to_twin.low is None or to_twin.high is None:
         better = "better" if to_twin.mean < 1 else "worse"
-        said = f"{better} than its twin on too few seeds to prove it"
+        said = f"{better} than its twin, on too few seeds to prove it"
     elif to_twin.high < 1:
         said = "better than its twin"
     elif to_twin.low > 1:

@@ -83,10 +83,11 @@ def summarise(finished: Sequence[Finished]) -> list[Variant]:
     for run in finished:
         by_training.setdefault(json.dumps([str(run.spec), run.training]), []).append(run)
     groups = [*by_training.values()]
-    ways = {_way(runs[0]) for runs in groups}
+    shared_way = _shared_way(finished)
     variants = []
     for runs in groups:
-        name = str(runs[0].spec) if len(ways) == 1 else f"{runs[0].spec} {_way(runs[0])}"
+        own = [pair for pair in _way(runs[0]) if pair not in shared_way]
+        name = " ".join([str(runs[0].spec), *own])
         shared = [p for p in runs[0].values if all(p in run.values for run in runs)]
         values = {p: estimate([run.values[p] for run in runs]) for p in shared}
         first = runs[0].chosen_by
@@ -104,10 +105,16 @@ def summarise(finished: Sequence[Finished]) -> list[Variant]:
     return variants
 
 
-def _way(run: Finished) -> str:
-    """How a run was trained, as options of `spikezoo train`."""
-    training = {**run.training["settings"], "kimg": run.training["kimg"]}
-    return " ".join(recipes.arguments(training))
+def _way(run: Finished) -> list[str]:
+    """How a run was trained, as options of `spikezoo train`, each with its value."""
+    words = recipes.arguments({**run.training["settings"], "kimg": run.training["kimg"]})
+    return [f"{key} {value}" for key, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def _shared_way(finished: Sequence[Finished]) -> list[str]:
+    """The options that all runs were trained with; the others stand in a variant's name."""
+    ways = [_way(run) for run in finished]
+    return [pair for pair in ways[0] if all(pair in way for way in ways)] if ways else []
 
 
 def _twins(run: Finished, groups: Sequence[list[Finished]]) -> list[Finished]:
@@ -119,7 +126,7 @@ def _twins(run: Finished, groups: Sequence[list[Finished]]) -> list[Finished]:
     return []
 
 
-def _conditions(run: Finished) -> tuple[str, dict[str, Any], str]:
+def _conditions(run: Finished) -> tuple[list[str], dict[str, Any], str]:
     """What a run shares with its twin: the way, the discriminator, and what chose the stage."""
     return _way(run), run.training["options"]["disc"], run.chosen_by
 
@@ -221,9 +228,9 @@ def _rates(costs: Sequence[Cost]) -> list[str]:
 
 
 def _explained(variants: Sequence[Variant]) -> list[str]:
-    ways = {_way(variant.runs[0]) for variant in variants}
+    shared = " ".join(["spikezoo train SPEC", *_shared_way([v.runs[0] for v in variants])])
     return [
-        *(f"Trained with `spikezoo train SPEC {way}`." for way in ways if len(ways) == 1),
+        f"Trained with `{shared}`, and with the options that stand behind a variant's name.",
         "Numbers are means over seeds, with the 95 % interval where there are several; ratios are "
         "of geometric means. Each run is measured at the best of its "
         f"{STAGES} stages by the distance in its first table; a stage that was {DIVERGED} times "

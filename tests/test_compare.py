@@ -149,10 +149,13 @@ def test_only_runs_that_were_trained_alike_are_held_against_each_other(tmp_path:
     found = report.summarise([ann, middle, longer])
     assert [v.verdict.partition(";")[0] for v in found] == [
         "the twin",
-        "better than its twin on too few seeds to prove it",
+        "better than its twin, on too few seeds to prove it",
         "its twin was not trained",
     ]
-    assert [v.name.split()[-1] for v in found] == ["1", "1", "2"]  # --kimg
+    name = "gen:snn_middle+disc:ann@digits --kimg"
+    assert [v.name for v in found][1:] == [f"{name} 1", f"{name} 2"]
+    (alone,) = report.summarise([middle])
+    assert alone.name == "gen:snn_middle+disc:ann@digits"
     # A default that has changed since makes another variant, not another seed.
     other = _found("snn_middle", cost, 1.0, options={"gen": {"T": 8}, "disc": {}})
     assert len(report.summarise([middle, other])) == 2

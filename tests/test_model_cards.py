@@ -23,7 +23,13 @@ BACKENDS = ["reference", "native", "snntorch", "spikingjelly", "spikingjelly_exa
 
 
 def test_the_promised_ones_are_there_and_small() -> None:
-    assert {"mnist-ann", "mnist-middle", "mnist-extractor", "cifar10-middle"} <= MODELS.keys()
+    assert {
+        "mnist-ann",
+        "mnist-front",
+        "mnist-middle",
+        "mnist-extractor",
+        "cifar10-middle",
+    } <= MODELS.keys()
     files = [file for folder in MODELS.values() for file in folder.iterdir()]
     assert sum(file.stat().st_size for file in files) <= 45_000_000
     for name, folder in MODELS.items():
