@@ -330,6 +330,7 @@ def test_an_organisation_lists_the_numbers_of_its_cards(
         "metric": "fd",
         "protocol": "fd[spikezoo-digits,299,test]",
         "value": 7.25,
+        "floor": 0.5,
         "samples": 299,
     }
     config["measured"]["quality"] = [row]
