@@ -243,7 +243,6 @@ def _finish(
     """Trains one pair to its end, in stages, and keeps in the journal what is found."""
     name = f"{spec.slug}-seed{settings.seed}"
     journal, best = out / "journal" / f"{name}.json", out / "best" / name
-    seeds = range(len(by.test))
     entry = _entry(
         journal,
         {
@@ -257,9 +256,8 @@ def _finish(
             "chosen_by": f"fd[{by.protocols[0]}]",
         },
     )
-    for stage in range(len(entry["history"]) + 1, STAGES + 1):
-        if entry["failed"]:
-            break
+    reached = STAGES if entry["failed"] else len(entry["history"])
+    for stage in range(reached + 1, STAGES + 1):
         try:
             result = train(
                 spec, settings, kimg=kimg * stage / STAGES, data_dir=data_dir, out=out / "runs",
@@ -273,24 +271,20 @@ def _finish(
         if not result.finished:
             raise KeyboardInterrupt
         generator = model.open_folder(result.run).generator
-        (row,) = by.only(by.protocols[:1]).measure(generator, seeds, ("fd",))
+        (row,) = by.only(by.protocols[:1]).measure(generator, range(len(by.test)), ("fd",))
         if row.value < min((value for _, value in entry["history"]), default=math.inf):
             _keep(result.run, best)
         entry["history"].append((kimg * stage / STAGES, row.value))
         files.write_json(journal, entry)
-    if not entry["history"]:
-        return
-    known = entry["found"]["values"] if entry["found"] else {}
-    missing = [p for p in by.protocols if f"fd[{p}]" not in known]
-    if missing:
+    before = entry["found"] or {"values": {}, "floors": {}}
+    missing = [p for p in by.protocols if f"fd[{p}]" not in before["values"]]
+    if entry["history"] and missing:
         loaded = model.open_folder(best)
-        rows = by.only(missing).measure(loaded.generator, seeds)
+        rows = by.only(missing).measure(loaded.generator, range(len(by.test)))
         evaluate.keep(rows, best, model.images_shown(best))
         _grid(loaded, out / "grids" / f"{name}.png")
-        before = entry["found"] or {}
-        entry["found"] = found = _found(loaded, rows)
-        for key in ("values", "floors"):
-            found[key] = {**before.get(key, {}), **found[key]}
+        found = _found(loaded, rows)
+        entry["found"] = found | {key: before[key] | found[key] for key in ("values", "floors")}
         files.write_json(journal, entry)
 
 

@@ -147,7 +147,6 @@ def after(model: Model, seeds: range) -> Tensor:
 def draw(model: Model, found: list[Layer], folder: Path) -> list[Path]:
     """Writes the pictures that a model has into a folder: interpolation.png; and of one that
     spikes rates.png, raster.png and, where it can be read out early, readout.png."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "interpolation.png"]
     sample.save_grid(model.interpolate(0, 1, 8), written[0])
     if found:

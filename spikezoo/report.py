@@ -78,10 +78,11 @@ def write(finished: Sequence[Finished], stopped: Sequence[Stopped], out: Path, t
 
 
 def summarise(finished: Sequence[Finished]) -> list[Variant]:
-    """One variant per spec and way of training, in the order in which they first occur."""
+    """One variant per spec, training and distance, in the order in which they first occur."""
     by_training: dict[str, list[Finished]] = {}
     for run in finished:
-        by_training.setdefault(json.dumps([str(run.spec), run.training]), []).append(run)
+        key = json.dumps([str(run.spec), run.training, run.chosen_by])
+        by_training.setdefault(key, []).append(run)
     groups = [*by_training.values()]
     shared_way = _shared_way(finished)
     variants = []
@@ -156,7 +157,8 @@ def _tables(variants: Sequence[Variant]) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     groups = _groups(variants)
     for group in groups:
-        of = f", {group[0].runs[0].spec.dataset}" if len(groups) > 1 else ""
+        run = group[0].runs[0]
+        of = f", {run.spec.dataset} by {run.chosen_by}" if len(groups) > 1 else ""
         tables |= {
             f"Verdict{of}": _verdicts(group),
             f"Quality{of}": _quality(group),

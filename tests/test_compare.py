@@ -174,6 +174,11 @@ def test_datasets_have_their_own_tables(tmp_path: Path) -> None:
     assert text.index("## Verdict, digits") < text.index("## Verdict, mnist")
     assert "| variant | fd[x] |" in text
     assert "| variant | fd[y] | kid[y] |" in text
+    # So have two distances on one dataset, neither of which hides the other.
+    other = dataclasses.replace(other, spec=ann.spec)
+    text = report.write([ann, other], [], tmp_path, "Title").read_text()
+    assert "| variant | fd[x] |" in text
+    assert "| variant | fd[y] | kid[y] |" in text
 
 
 # --- a whole comparison ---------------------------------------------------------------------
