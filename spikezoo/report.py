@@ -17,19 +17,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from spikezoo import files, recipes
-from spikezoo.compare import (
-    DIVERGED,
-    STAGES,
-    Estimate,
-    Finished,
-    Stopped,
-    estimate,
-    ratio,
-    twin,
-    verdict,
-)
+from spikezoo.compare import DIVERGED, STAGES, Finished, Stopped, twin
 from spikezoo.cost import BREAK_EVEN, PJ_PER_AC, PJ_PER_MAC, Cost
 from spikezoo.describe import TWIN
+from spikezoo.estimates import Estimate, estimate, ratio, verdict
 
 QUALITY = ("fd", "kid", "precision", "recall", "density", "coverage", "score", "label_kl")
 

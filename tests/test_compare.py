@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import spikezoo
-from spikezoo import compare, evaluate, report
+from spikezoo import compare, estimates, evaluate, report
 from spikezoo.cli import main
 from spikezoo.cost import Cost
 from spikezoo.errors import OptionError, SpecError, TrainingError
@@ -67,15 +67,15 @@ def test_a_twin_has_the_options_that_it_knows_defaults_included() -> None:
 
 
 def test_interval_of_a_mean_is_students() -> None:
-    found = compare.estimate([2.0, 4.0, 6.0])
+    found = estimates.estimate([2.0, 4.0, 6.0])
     half = 4.302653 * 2 / math.sqrt(3)  # t(0.975, 2), from a printed table
     assert (found.mean, found.low, found.high) == pytest.approx((4, 4 - half, 4 + half), rel=1e-6)
-    assert compare.estimate([3.0]) == compare.Estimate(3.0)
+    assert estimates.estimate([3.0]) == estimates.Estimate(3.0)
 
 
 def test_interval_of_a_ratio_is_welchs_of_logarithms() -> None:
     a, b = [2.0, 2.2, 2.1], [1.0, 1.3, 0.9]
-    found = compare.ratio(a, b)
+    found = estimates.ratio(a, b)
     logs = [[math.log(v) for v in side] for side in (a, b)]
     assert found.mean == pytest.approx(
         math.exp(statistics.fmean(logs[0]) - statistics.fmean(logs[1]))
@@ -85,7 +85,7 @@ def test_interval_of_a_ratio_is_welchs_of_logarithms() -> None:
     wanted = ttest_ind(*logs, equal_var=False).confidence_interval(0.95)
     assert found.low == pytest.approx(math.exp(wanted.low))
     assert found.high == pytest.approx(math.exp(wanted.high))
-    assert compare.ratio([2.0], [1.0]) == compare.Estimate(pytest.approx(2.0))
+    assert estimates.ratio([2.0], [1.0]) == estimates.Estimate(pytest.approx(2.0))
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_interval_of_a_ratio_is_welchs_of_logarithms() -> None:
     ],
 )
 def test_verdicts(interval: tuple[float, float | None, float | None], words: str) -> None:
-    assert words in compare.verdict(compare.Estimate(*interval), 0.4)
-    assert "0.40 times its energy" in compare.verdict(compare.Estimate(*interval), 0.4)
+    assert words in estimates.verdict(estimates.Estimate(*interval), 0.4)
+    assert "0.40 times its energy" in estimates.verdict(estimates.Estimate(*interval), 0.4)
 
 
 TRAINED = {"options": {"gen": {}, "disc": {}}, "settings": vars(settings()), "kimg": 1.0}
@@ -124,7 +124,7 @@ def test_the_spiking_part_is_held_against_what_the_twin_computes_in_its_place() 
     _, found = report.summarise([ann, middle])
     assert found.spiking_to_twin == pytest.approx(4 * 0.9 / (3 * 4.6))
     assert found.energy_to_twin == pytest.approx((8 * 4.6 + 4 * 0.9) / (4 * 4.6))
-    assert found.to_twin == compare.Estimate(pytest.approx(0.5))
+    assert found.to_twin == estimates.Estimate(pytest.approx(0.5))
     # Pixels that are spikes feed no layer.
     _, found = report.summarise([ann, _found("snn_back", ann.cost, 1.0)])
     assert found.spiking_to_twin is None
