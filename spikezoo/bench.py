@@ -197,7 +197,7 @@ def growth(spec: Spec, times: Sequence[int] = (2, 4, 8, 16)) -> list[Row]:
 
 
 def _batch(spec: Spec, size: int) -> tuple[recipes.Settings, Tensor]:
-    return recipes.settings(batch_size=size), _pixels(spec, size)
+    return recipes.fitted(recipes.settings(batch_size=size), spec), _pixels(spec, size)
 
 
 def _with_T(spec: Spec, T: int) -> Spec:

@@ -16,6 +16,7 @@ from spikezoo.catalog import registry
 from spikezoo.cost import BREAK_EVEN, PJ_PER_AC, PJ_PER_MAC
 from spikezoo.describe import layers
 from spikezoo.errors import UnknownNameError
+from spikezoo.spec import Spec
 
 LIBRARY = "spikezoo"
 TASK = "unconditional-image-generation"
@@ -131,7 +132,8 @@ def _diagram(config: dict[str, Any], generator: nn.Module) -> str:
 
 def _training(config: dict[str, Any]) -> str:
     training, weights = config["training"], config["weights"]
-    command = shlex.join(["spikezoo", "train", config["name"], *recipes.arguments(training)])
+    options = recipes.arguments(training, Spec.parse(config["name"]))
+    command = shlex.join(["spikezoo", "train", config["name"], *options])
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     hours = config["measured"].get("training_hours")
     took = f" It took {hours:.2g} hours." if hours else ""

@@ -44,7 +44,8 @@ RECIPE_OPTIONS = (
     option(
         "--r1",
         type=float,
-        help="Weight of the R1 penalty on D's gradient.  [recipe: 0.2; paper: 0]",
+        help="Weight of the R1 penalty on D's gradient.  [recipe: 0.2, or 0.01 for colour images; "
+        "2.5 times that for disc:snn; paper: 0]",
     ),
     option(
         "--ema-halflife-kimg",

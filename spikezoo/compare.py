@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from spikezoo import cost, evaluate, files, model, sample, zoo
+from spikezoo import cost, evaluate, files, model, recipes, sample, zoo
 from spikezoo.catalog import names
 from spikezoo.cost import Cost
 from spikezoo.describe import TWIN, parameters
@@ -174,7 +174,8 @@ def compare(
     }
     jobs = [(spec, seed) for seed in range(seeds) for spec in specs]
     for spec, seed in tqdm(jobs, "pairs", unit="pair", disable=None):
-        _finish(spec, replace(chosen, seed=seed), kimg, by[spec.dataset], out, data_dir)
+        settings = recipes.fitted(replace(chosen, seed=seed), spec)
+        _finish(spec, settings, kimg, by[spec.dataset], out, data_dir)
     return done(out)
 
 

@@ -11,6 +11,7 @@ import torch
 from spikezoo.catalog import registry
 from spikezoo.errors import OptionError, unknown
 from spikezoo.sample import usable
+from spikezoo.spec import Spec
 
 R1_EVERY = 8
 
@@ -20,7 +21,8 @@ class Settings:
     """How a spec is trained. Two runs of equal spec, settings and data are the same run.
 
     `kimg` is not among them: a run can be lengthened. R1 is applied to every `R1_EVERY`th
-    iteration with its weight multiplied by that (Karras et al. 2020, "lazy regularisation").
+    iteration with its weight multiplied by that (Karras et al. 2020, "lazy regularisation");
+    without a weight (None) it has the one that `fitted` gives it.
     """
 
     recipe: str = "default"
@@ -30,7 +32,7 @@ class Settings:
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
     batch_size: int = 64
-    r1: float = 0.0
+    r1: float | None = None
     ema_halflife_kimg: float = 10.0
     seed: int = 0
     side: int = 32
@@ -41,11 +43,14 @@ class Settings:
 RECIPES: dict[str, dict[str, Any]] = {
     # What the paper used: the tutorials' DCGAN, which averages no weights. Its discriminator is
     # disc:ann,width=16,dropout=0.25: a spec says what is trained, a recipe how.
-    "paper": {"lr_g": 2e-4, "lr_d": 2e-4, "ema_halflife_kimg": 0.0},
+    "paper": {"lr_g": 2e-4, "lr_d": 2e-4, "r1": 0.0, "ema_halflife_kimg": 0.0},
     # Found on MNIST at 100 kimg, rate by rate (docs/results/recipe.md). Two time-scale rates; R1
     # keeps a discriminator without dropout from winning; averaging removes most noise.
-    "default": {"lr_g": 1.6e-3, "lr_d": 8e-4, "r1": 0.2, "ema_halflife_kimg": 10.0},
+    "default": {"lr_g": 1.6e-3, "lr_d": 8e-4, "ema_halflife_kimg": 10.0},
 }
+# What keeps a discriminator of grey images from winning keeps one of photographs from learning, and
+# a spiking one wants more of it than one with exact gradients.
+R1_GREY, R1_COLOUR, R1_SPIKING = 0.2, 0.01, 2.5
 
 
 def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> Settings:
@@ -79,13 +84,25 @@ def settings(recipe: str = "default", *, device: str = "cpu", **given: Any) -> S
     return chosen
 
 
-def arguments(training: dict[str, Any]) -> list[str]:
+def fitted(chosen: Settings, spec: Spec) -> Settings:
+    """The settings with R1's weight, if none was given the one that suits the pair and dataset."""
+    if chosen.r1 is not None:
+        return chosen
+    grey = registry("datasets").get(spec.dataset).channels == 1
+    weight = R1_GREY if grey else R1_COLOUR
+    return replace(chosen, r1=weight * R1_SPIKING if spec.disc.name == "snn" else weight)
+
+
+def arguments(training: dict[str, Any], spec: Spec) -> list[str]:
     """The options of `spikezoo train` that say what a config's training differs in from its recipe.
 
-    Precision is always said, since its default is the processor's.
+    Precision is always said, since its default is the processor's; so is R1's weight of a dataset
+    that is not known here.
     """
-    recipe = RECIPES.get(training["recipe"], {})
-    plain = {**asdict(Settings()), **recipe, "recipe": "default", "precision": None}
+    start = Settings(**RECIPES.get(training["recipe"], {}))
+    if spec.dataset in registry("datasets"):
+        start = fitted(start, spec)
+    plain = {**asdict(start), "recipe": "default", "precision": None}
     words: list[str] = []
     for key, value in training.items():
         if key in ("adam_beta1", "adam_beta2") or value == plain.get(key):

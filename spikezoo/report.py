@@ -99,7 +99,8 @@ def summarise(finished: Sequence[Finished]) -> list[Variant]:
 
 def _way(run: Finished) -> list[str]:
     """How a run was trained, as options of `spikezoo train`, each with its value."""
-    words = recipes.arguments({**run.training["settings"], "kimg": run.training["kimg"]})
+    training = {**run.training["settings"], "kimg": run.training["kimg"]}
+    words = recipes.arguments(training, run.spec)
     return [f"{key} {value}" for key, value in zip(words[::2], words[1::2], strict=True)]
 
 

@@ -22,7 +22,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from spikezoo import checkpoint, data, files, losses, model, monitor, run_folder, sample, zoo
+from spikezoo import (
+    checkpoint,
+    data,
+    files,
+    losses,
+    model,
+    monitor,
+    recipes,
+    run_folder,
+    sample,
+    zoo,
+)
 from spikezoo.catalog import registry
 from spikezoo.errors import OptionError, TrainingError
 from spikezoo.recipes import R1_EVERY, Settings
@@ -68,6 +79,7 @@ def train(
         TrainingError: a loss or weight is no longer finite; the last checkpoint is kept.
         UserError, CheckpointError: what was asked for cannot be done; says what can.
     """
+    chosen = recipes.fitted(chosen, spec)
     pixels, pair, config = _prepare(spec, chosen, kimg, data_dir)
     kimg = config["training"]["kimg"]
     state = State(pair.generator, pair.discriminator, pixels, chosen, torch.device(device))
@@ -85,7 +97,7 @@ def dry_run(
     spec: Spec, chosen: Settings, *, kimg: float | None = None, data_dir: Path | None = None
 ) -> dict[str, Any]:
     """The config of the run that `train` would start."""
-    return _prepare(spec, chosen, kimg, data_dir)[2]
+    return _prepare(spec, recipes.fitted(chosen, spec), kimg, data_dir)[2]
 
 
 def _prepare(

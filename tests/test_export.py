@@ -15,7 +15,7 @@ from spikezoo import card, checkpoint, cost, export, files, model
 from spikezoo.catalog import registry
 from spikezoo.cli import main
 from spikezoo.errors import CheckpointError, JobError, OptionError
-from spikezoo.recipes import arguments, settings
+from spikezoo.recipes import arguments, fitted, settings
 from spikezoo.spec import Spec
 from spikezoo.train import train
 
@@ -274,13 +274,20 @@ def test_measured_quality_becomes_results_with_their_protocol(run: Path, tmp_pat
 
 def test_the_training_command_gives_the_settings_again() -> None:
     chosen = settings("paper", loss="hinge", lr_g=1e-4, r1=0.5, seed=3, precision="fp32")
-    words = arguments({**vars(chosen), "kimg": 20.0})
+    spec = Spec.parse("gen:snn_middle+disc:snn@digits")
+    words = arguments({**vars(chosen), "kimg": 20.0}, spec)
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert given == {
         "--recipe": "paper", "--loss": "hinge", "--lr-g": "0.0001", "--r1": "0.5", "--seed": "3",
         "--precision": "fp32", "--kimg": "20",
     }  # fmt: skip
-    assert arguments(vars(settings(precision="fp32"))) == ["--precision", "fp32"]
+    plain = fitted(settings(precision="fp32"), spec)
+    assert arguments(vars(plain), spec) == ["--precision", "fp32"]
+    # What suits a spiking discriminator has to be said for another one, or for a dataset whose
+    # plugin is not here.
+    for other in ("gen:snn_middle+disc:ann@digits", "gen:snn_middle+disc:snn@elsewhere"):
+        words = arguments(vars(plain), Spec.parse(other))
+        assert words == ["--r1", "0.5", "--precision", "fp32"]
 
 
 # --- cost -----------------------------------------------------------------------------------

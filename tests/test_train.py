@@ -19,7 +19,7 @@ from spikezoo import checkpoint
 from spikezoo.catalog import names, registry
 from spikezoo.errors import CheckpointError, JobError, TrainingError
 from spikezoo.losses import Loss
-from spikezoo.recipes import Settings, settings
+from spikezoo.recipes import Settings, fitted, settings
 from spikezoo.spec import Spec
 from spikezoo.train import Result, train
 
@@ -89,6 +89,26 @@ def test_every_loss_trains_with_r1(loss: str, tmp_path: Path) -> None:
 def test_a_recipe_is_a_set_of_settings(recipe: str) -> None:
     chosen = settings(recipe, lr_g=0.5)
     assert (chosen.recipe, chosen.lr_g) == (recipe, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "weight"),
+    [
+        ("gen:snn_back+disc:ann@digits", 0.2),
+        ("gen:ann+disc:snn,width=16@mnist", 0.5),
+        ("gen:ann+disc:ann@cifar10", 0.01),
+        ("gen:ann+disc:snn@cifar10", 0.025),
+    ],
+)
+def test_r1_suits_the_pair_and_dataset_unless_it_is_given(spec: str, weight: float) -> None:
+    assert fitted(settings(), Spec.parse(spec)).r1 == weight
+    assert fitted(settings(r1=0.0), Spec.parse(spec)).r1 == 0
+    assert fitted(settings("paper"), Spec.parse(spec)).r1 == 0
+
+
+def test_a_run_says_the_weight_of_r1_that_it_had(tmp_path: Path) -> None:
+    result = run(tmp_path, "gen:snn_middle,width=4+disc:snn,width=4", kimg=0.016)
+    assert json.loads((result.run / "config.json").read_text())["training"]["r1"] == 0.5
 
 
 def test_a_run_is_told_by_its_seed_alone(tmp_path: Path) -> None:
