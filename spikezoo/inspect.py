@@ -121,22 +121,28 @@ def _gradients(generator: nn.Module, seeds: range) -> dict[str, Tensor]:
 def after(model: Model, seeds: range) -> Tensor:
     """The images read out after 1, 2, ..., T time steps, uint8 [T, N, C, H, W].
 
+    `readout=weighted` has as many of its weights as there are steps, made to add up to 1.
+
     Raises:
-        OptionError: the generator has no time steps, or a readout made for its T alone.
+        OptionError: the generator has no time steps.
     """
     generator = model.config["generator"]
     options = dict(generator["options"])
     if "T" not in options:
         raise OptionError(f"gen:{generator['name']} has no time steps")
-    if options.get("readout") == "weighted":
-        raise OptionError("readout=weighted reads all of its T time steps, not fewer")
     shape = tuple(model.config["shape"])
     weights = model.generator.state_dict()
     device = next(model.generator.parameters()).device
     images = []
     for T in range(1, options["T"] + 1):
-        shorter = zoo.build("gen", generator["name"], {**options, "T": T}, shape)
-        shorter.load_state_dict(weights)
+        chosen, own = {**options, "T": T}, dict(weights)
+        if options.get("readout") == "weighted":
+            own["readout.weight"] = weights["readout.weight"][:T]  # whose softmax it takes
+            if T == 1:  # one weight is always 1
+                chosen["readout"] = "mean"
+                del own["readout.weight"]
+        shorter = zoo.build("gen", generator["name"], chosen, shape)
+        shorter.load_state_dict(own)
         images.append(sample.sample(shorter.to(device).eval(), seeds, device))
     return torch.stack(images)
 

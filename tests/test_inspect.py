@@ -114,8 +114,18 @@ def test_images_read_out_early_end_in_the_image() -> None:
     assert not torch.equal(images[0], images[-1])
     with pytest.raises(OptionError, match="no time steps"):
         inspect.after(made("gen:ann,width=8+disc:ann"), range(3))
-    with pytest.raises(OptionError, match="reads all of its T"):
-        inspect.after(made("gen:snn_middle,width=8,readout=weighted+disc:ann"), range(3))
+
+
+def test_a_weighted_readout_is_read_early_by_its_first_weights() -> None:
+    net = made("gen:snn_back,width=8,T=3,readout=weighted,threshold=0.1+disc:ann")
+    with torch.no_grad():
+        net.generator.readout.weight.copy_(torch.tensor([0.5, 0.2, 0.3]).log())
+    (spikes,) = net.spikes(range(3)).values()
+    first, second, third = spikes.float()
+    wanted = [first, (0.5 * first + 0.2 * second) / 0.7, 0.5 * first + 0.2 * second + 0.3 * third]
+    levels = torch.stack(wanted).mul(255).round()
+    assert (inspect.after(net, range(3)) - levels).abs().max() <= 1
+    assert len(levels.unique()) > 2
 
 
 def test_a_run_by_the_command(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import spikezoo
 from spikezoo import catalog
 from spikezoo.catalog import Component
 from spikezoo.errors import OptionError, PluginError, SpecError, UnknownNameError
+from spikezoo.monitor import firing_rates
 from spikezoo.neurons.lif import LIF
 from spikezoo.spec import Part, Spec
 from spikezoo.zoo import build, canonical, create, default_shape, neuron, resolve
@@ -492,6 +493,17 @@ def test_a_side_that_16_does_not_divide_is_refused_with_the_nearest_that_it_does
 ) -> None:
     with pytest.raises(OptionError, match=f"divisible by 16, given .*; the nearest .* {nearest}$"):
         create(text, shape=shape)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.1])
+@pytest.mark.parametrize("name", SPIKING)
+def test_about_a_fifth_of_the_neurons_fire_at_first(name: str, threshold: float) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = create(f"gen:{name},threshold={threshold}+disc:ann").generator.train()
+        with torch.no_grad(), firing_rates(network) as rates:
+            network(torch.randn(32, 100))
+        assert all(0.15 < rate < 0.3 for rate in rates.values()), rates
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 48), (0, 32, 32), (32, 32), (1, -16, -16)])

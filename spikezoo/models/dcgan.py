@@ -154,8 +154,12 @@ class SNNBack(nn.Module):
         self.conv3 = nn.Conv2d(width, shape[0], 3, padding=1)
         self.spikes: Neuron = neuron()
         self.readout = readout(T)
-        # LeakyReLU(0.2) of a unit normal has mean square (1 + 0.2^2) / 2.
-        _unit_current(self.conv3, self.spikes, mean_square=0.52)
+        # LeakyReLU(0.2) of a unit normal has a mean, which weights that add up to 0 keep out of the
+        # current: it would silence, or saturate, every pixel at once. Its variance is 0.42.
+        _unit_current(self.conv3, self.spikes, mean_square=0.42)
+        with torch.no_grad():
+            self.conv3.weight -= self.conv3.weight.mean((1, 2, 3), keepdim=True)
+            nn.init.zeros_(self.conv3.get_parameter("bias"))
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.project(z)  # [N, 2w, H/4, W/4]
