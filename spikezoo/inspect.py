@@ -135,14 +135,11 @@ def after(model: Model, seeds: range) -> Tensor:
     device = next(model.generator.parameters()).device
     images = []
     for T in range(1, options["T"] + 1):
-        chosen, own = {**options, "T": T}, dict(weights)
-        if options.get("readout") == "weighted":
-            own["readout.weight"] = weights["readout.weight"][:T]  # whose softmax it takes
-            if T == 1:  # one weight is always 1
-                chosen["readout"] = "mean"
-                del own["readout.weight"]
-        shorter = zoo.build("gen", generator["name"], chosen, shape)
-        shorter.load_state_dict(own)
+        shorter = zoo.build("gen", generator["name"], {**options, "T": T}, shape)
+        own = dict(weights)
+        if options.get("readout") == "weighted":  # which takes the softmax of what it has
+            own["readout.weight"] = weights["readout.weight"][:T]
+        shorter.load_state_dict({key: own[key] for key in shorter.state_dict()})
         images.append(sample.sample(shorter.to(device).eval(), seeds, device))
     return torch.stack(images)
 

@@ -45,19 +45,21 @@ class Membrane(nn.Module):
 class Weighted(nn.Module):
     """One learned weight per time step, shared by samples: the mean at first.
 
-    The weights are the softmax of its parameter [T]. Usable at the T it was made for only.
+    The weights are the softmax of its parameter [T], which T=1 does not have: one weight is 1.
+    Usable at the T it was made for only.
     """
 
     def __init__(self, T: int) -> None:
         super().__init__()
-        if T < 2:
-            raise OptionError("readout=weighted needs T of 2 or more: one weight is always 1")
-        self.weight = nn.Parameter(torch.zeros(T))
+        self.T = T
+        self.weight = nn.Parameter(torch.zeros(T)) if T > 1 else None
 
     def forward(self, spikes: Tensor) -> Tensor:
-        if len(spikes) != len(self.weight):
+        if len(spikes) != self.T:
             raise OptionError(
-                f"readout=weighted learned one weight for each of T={len(self.weight)} steps and "
-                f"cannot read T={len(spikes)}; use readout=mean or membrane to change T"
+                f"readout=weighted learned one weight for each of T={self.T} steps and cannot "
+                f"read T={len(spikes)}; use readout=mean or membrane to change T"
             )
+        if self.weight is None:
+            return spikes[0]
         return time_axis.weighted_total(spikes, self.weight.softmax(0))

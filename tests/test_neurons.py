@@ -486,6 +486,7 @@ def test_weighted_starts_as_the_mean_and_learns_one_weight_per_step() -> None:
     assert_close(readout(spikes), spikes.mean(0))
     assert [list(p.shape) for p in readout.parameters()] == [[5]]
     readout(spikes).square().sum().backward()
+    assert readout.weight is not None
     assert readout.weight.grad is not None
     assert readout.weight.grad.all()
     with torch.no_grad():
@@ -493,9 +494,16 @@ def test_weighted_starts_as_the_mean_and_learns_one_weight_per_step() -> None:
     assert_close(readout(spikes), spikes[2])
 
 
-def test_weighted_refuses_another_T() -> None:
-    with pytest.raises(OptionError, match=r"each of T=5 steps and cannot read T=6.*readout=mean"):
-        Weighted(5)(torch.zeros(6, 2, 1))
+def test_weighted_over_one_step_has_nothing_to_learn() -> None:
+    spikes = torch.ones(1, 2, 3)
+    assert torch.equal(Weighted(1)(spikes), spikes[0])
+    assert not list(Weighted(1).parameters())
+
+
+@pytest.mark.parametrize("T", [1, 5])
+def test_weighted_refuses_another_T(T: int) -> None:
+    with pytest.raises(OptionError, match=f"each of T={T} steps and cannot read T=6.*readout=mean"):
+        Weighted(T)(torch.zeros(6, 2, 1))
 
 
 @pytest.mark.parametrize("name", names("readouts"))

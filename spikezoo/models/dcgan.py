@@ -40,6 +40,8 @@ from spikezoo.time_axis import each_step, expand
 LIF = Component("neurons", "lif")
 MEAN = Component("readouts", "mean")
 MEMBRANE = Component("readouts", "membrane")
+SLOW_LIF = Component("neurons", "lif", {"beta": 0.9})
+WEIGHTED = Component("readouts", "weighted")
 Shape = tuple[int, int, int]
 
 
@@ -132,7 +134,10 @@ class SNNMiddle(nn.Module):
 class SNNBack(nn.Module):
     """Spikes are the pixels: z [N, latent_dim] -> images [N, C, H, W] in [-1, 1].
 
-    With `readout=mean` a pixel has T + 1 levels, with `weighted` up to 2^T.
+    A pixel's current is the same at every step, so it has few patterns of spikes: 7 at T=4 and
+    beta=0.5, which `readout=mean` reads as 5 levels, `weighted` as 7 of learned height, and
+    `membrane` in an order that is not the current's. The more a neuron forgets, the narrower the
+    range of currents between black and white: hence the slow decay (docs/results/back.md).
     """
 
     def __init__(
@@ -140,8 +145,8 @@ class SNNBack(nn.Module):
         shape: Shape,
         *,
         T: int = 4,
-        neuron: Component = LIF,
-        readout: Component = MEAN,
+        neuron: Component = SLOW_LIF,
+        readout: Component = WEIGHTED,
         width: int = 64,
         latent_dim: int = 100,
     ) -> None:
