@@ -28,7 +28,10 @@ def test_the_promised_ones_are_there_and_small() -> None:
         "mnist-front",
         "mnist-middle",
         "mnist-extractor",
+        "cifar10-ann",
+        "cifar10-front",
         "cifar10-middle",
+        "cifar10-extractor",
     } <= MODELS.keys()
     files = [file for folder in MODELS.values() for file in folder.iterdir()]
     assert sum(file.stat().st_size for file in files) <= 45_000_000
